@@ -1,0 +1,84 @@
+"""Data as the passes see it: indexable samples, read in batches, never all at once.
+
+A pass asks for samples by index, so that it can split, shuffle and repeat without holding the data in memory. What
+kind of file or object the samples come from is the business of ``fxfuse.data``.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fxfuse.types import Batch
+
+
+class Samples(Protocol):
+    """Indexable samples. ``description`` says in a few words what they are, for reports."""
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def labelled(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples at ``indices`` (``int64``, one dimension) as one batch, in that order."""
+        ...
+
+
+class TensorSamples:
+    """Samples held as tensors: one per model input, first dimension the sample, and labels if there are any."""
+
+    def __init__(self, inputs: Sequence[Tensor], labels: Tensor | None = None, description: str = "tensors") -> None:
+        self.inputs = tuple(inputs)
+        self.labels = labels
+        self.description = description
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def take(self, indices: Tensor) -> Batch:
+        return tuple(x[indices] for x in self.inputs), None if self.labels is None else self.labels[indices]
+
+
+class Subset:
+    """Some samples of others, by index."""
+
+    def __init__(self, samples: Samples, indices: Tensor) -> None:
+        self.samples = samples
+        self.indices = indices
+
+    @property
+    def description(self) -> str:
+        return f"{len(self.indices)} of {self.samples.description}"
+
+    @property
+    def labelled(self) -> bool:
+        return self.samples.labelled
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, indices: Tensor) -> Batch:
+        return self.samples.take(self.indices[indices])
+
+
+def batches(samples: Samples, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+    """All samples in batches of at most ``size``; in random order if a ``generator`` is given."""
+    order = torch.arange(len(samples)) if generator is None else torch.randperm(len(samples), generator=generator)
+    for chunk in order.split(size):
+        yield samples.take(chunk)
+
+
+def split(samples: Samples, fraction: float, generator: torch.Generator) -> tuple[Subset, Subset]:
+    """Two disjoint random parts; the second holds ``fraction`` of the samples (at least one, never all)."""
+    order = torch.randperm(len(samples), generator=generator)
+    held = min(max(1, round(fraction * len(samples))), len(samples) - 1)
+    return Subset(samples, order[held:]), Subset(samples, order[:held])
