@@ -86,11 +86,12 @@ Layout = Leaf | Product | Concat
 
 @dataclass(frozen=True, slots=True)
 class TensorAxes:
-    """What every dimension of a tensor means. ``reads`` are the dimensions of a parameter that the graph contracts
-    with an activation (a weight's input side); all others are written (merged) when parents are fused."""
+    """What every dimension of a tensor means. ``reads`` holds, for a parameter, the pairs (dimension, space) that the
+    graph contracts with an activation (a weight's input side); all others are written (merged) when parents are
+    fused."""
 
     dims: tuple[Layout, ...]
-    reads: frozenset[int] = frozenset()
+    reads: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

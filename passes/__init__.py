@@ -1,0 +1,1 @@
+"""The passes of the compiler, in files that carry their names."""

@@ -1,0 +1,270 @@
+"""Tensors seen through their layouts: merge the parents' tensors through groupings, read neurons off a value.
+
+With ``M_p`` and ``U_p`` the merge and unmerge matrices of parent ``p``, a tensor that is written along spaces
+``a, b, ...`` and read along ``c, ...`` is fused as
+
+    W[i, j, .., k, ..] = sum_p  M_a,p[i, i'] M_b,p[j, j'] .. U_c,p[k', k] ..  W_p[i', j', .., k', ..]  /  D[i, j, ..]
+
+where ``D = sum_p (M_a,p 1)[i] (M_b,p 1)[j] ..`` makes the coefficients of the written side sum to one; with a single
+written space the merge rows already do. A part of a tensor that is written along no space (a head's classes) takes the
+parents' weights instead. Where a space is owned by another, its matrices depend on the pair (fused owner, parent
+owner), and the sum runs over those pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, TensorAxes
+
+Environment = dict[int, tuple[int, int, bool]]
+"""For each owner space on the way: (index in the fused network, index in the parent, whether it is written)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """One dimension on the way through the recursion; ``dim`` is the tensor dimension that it came from."""
+
+    layout: Layout
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Merger:
+    """The way of one parent's tensors into the fused network."""
+
+    parent: int
+    weight: float
+    groupings: Mapping[int, Grouping]
+    outer: Mapping[int, int | None]
+
+    def tensor(self, x: Tensor, axes: TensorAxes, *, singleton_reads: bool = False) -> Tensor:
+        """The parent's share of the fused tensor. ``singleton_reads``: ``x`` has size 1 along what is read."""
+        return self._merge(x, [_Axis(layout, i) for i, layout in enumerate(axes.dims)], axes, {}, singleton_reads)
+
+    def _merge(self, x: Tensor, path: list[_Axis], axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
+        for position, axis in enumerate(path):
+            if isinstance(axis.layout, Product):
+                return self._product(x, path, position, axes, env, ones)
+        for position, axis in enumerate(path):
+            if isinstance(axis.layout, Leaf) and self._owns(axis.layout, path):
+                return self._blocks(x, path, position, axes, env, ones)
+        for position, axis in enumerate(path):
+            if isinstance(axis.layout, Concat):
+                return self._segments(x, path, position, axes, env, ones)
+        return self._leaves(x, path, axes, env, ones)
+
+    def _product(
+        self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool
+    ) -> Tensor:
+        layout = path[at].layout
+        assert isinstance(layout, Product)
+        sizes = [1 if ones and self._is_read(part, path[at].dim, axes) else part.size for part in layout.parts]
+        x = x.reshape([*x.shape[:at], *sizes, *x.shape[at + 1 :]])
+        inner = [_Axis(part, path[at].dim) for part in layout.parts]
+        out = self._merge(x, [*path[:at], *inner, *path[at + 1 :]], axes, env, ones)
+        return out.flatten(at, at + len(inner) - 1)
+
+    def _blocks(self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
+        leaf = path[at].layout
+        assert isinstance(leaf, Leaf)
+        assert leaf.space is not None
+        read = (path[at].dim, leaf.space) in axes.reads
+        matrix = self._matrix(leaf.space, read, env)
+        rest = [*path[:at], *path[at + 1 :]]
+        rows: list[Tensor] = []
+        for a in range(matrix.shape[0]):
+            total: Tensor | None = None
+            for b in matrix[a].nonzero()[:, 0].tolist():
+                block = x.select(at, b if x.shape[at] > 1 else 0)
+                part = self._merge(block, rest, axes, {**env, leaf.space: (a, b, not read)}, ones) * matrix[a, b].to(x.dtype)
+                total = part if total is None else total + part
+            if total is None:  # no neuron of this parent: zeros of the right shape
+                block = self._merge(x.select(at, 0), rest, axes, {**env, leaf.space: (a, 0, not read)}, ones)
+                total = torch.zeros_like(block)
+            rows.append(total)
+        return torch.stack(rows, at)
+
+    def _segments(
+        self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool
+    ) -> Tensor:
+        layout = path[at].layout
+        assert isinstance(layout, Concat)
+        out, start = [], 0
+        for part in layout.parts:
+            size = 1 if ones and self._is_read(part, path[at].dim, axes) else part.size
+            piece = x.narrow(at, start, size)
+            start += size
+            out.append(self._merge(piece, [*path[:at], _Axis(part, path[at].dim), *path[at + 1 :]], axes, env, ones))
+        return torch.cat(out, at)
+
+    def _leaves(self, x: Tensor, path: list[_Axis], axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
+        written = any(owner_written for _, _, owner_written in env.values())
+        for position, axis in enumerate(path):
+            leaf = axis.layout
+            assert isinstance(leaf, Leaf)
+            if leaf.space is None:
+                continue
+            read = (axis.dim, leaf.space) in axes.reads
+            written = written or not read
+            if read and ones:
+                continue
+            matrix = self._matrix(leaf.space, read, env).to(x.dtype)
+            x = torch.tensordot(x, matrix, dims=([position], [1])).movedim(-1, position)
+        return x if written else x * self.weight
+
+    def _matrix(self, space: int, read: bool, env: Environment) -> Tensor:
+        """Fused by parent neurons, for whichever side is asked for."""
+        grouping = self.groupings[space]
+        merge, unmerge = grouping.merge[self.parent], grouping.unmerge[self.parent]
+        outer = self.outer[space]
+        if outer is not None:
+            a, b, _ = env[outer]
+            merge, unmerge = merge[a, b], unmerge[b, a]
+        return unmerge.T if read else merge
+
+    def _owns(self, leaf: Leaf, path: list[_Axis]) -> bool:
+        return leaf.space is not None and any(self._contains_owned(axis.layout, leaf.space) for axis in path)
+
+    def _contains_owned(self, layout: Layout, space: int) -> bool:
+        if isinstance(layout, Leaf):
+            return layout.space is not None and self.outer[layout.space] == space
+        return any(self._contains_owned(part, space) for part in layout.parts)
+
+    def _is_read(self, layout: Layout, dim: int, axes: TensorAxes) -> bool:
+        return isinstance(layout, Leaf) and layout.space is not None and (dim, layout.space) in axes.reads
+
+
+def merge_tensors(
+    tensors: Sequence[Tensor],
+    axes: Sequence[TensorAxes],
+    spaces: Sequence[Space],
+    groupings: Mapping[int, Grouping],
+    weights: Sequence[float],
+) -> Tensor:
+    """The fused tensor of one per parent (module docstring's formula); ``axes[p]`` has parent ``p``'s own sizes."""
+    outer = {space.id: space.outer for space in spaces}
+    total: Tensor | None = None
+    mass: Tensor | None = None
+    shared = _written_spaces(axes[0], outer) > 1
+    for parent, (x, meaning, weight) in enumerate(zip(tensors, axes, weights, strict=True)):
+        merger = Merger(parent, weight, groupings, outer)
+        part = merger.tensor(x, meaning)
+        total = part if total is None else total + part
+        if shared:
+            ones = torch.ones([_unread(d, i, meaning) for i, d in enumerate(meaning.dims)], dtype=x.dtype)
+            share = merger.tensor(ones.to(x.device), meaning, singleton_reads=True)
+            mass = share if mass is None else mass + share
+    assert total is not None
+    if mass is not None:
+        total = torch.where(mass.abs() > 1e-12, total / mass.where(mass.abs() > 1e-12, torch.ones_like(mass)), 0 * total)
+    return total
+
+
+def _unread(layout: Layout, dim: int, axes: TensorAxes) -> int:
+    """Size of a dimension whose read parts count 1 each."""
+    if isinstance(layout, Leaf):
+        return 1 if layout.space is not None and (dim, layout.space) in axes.reads else layout.size
+    sizes = [_unread(part, dim, axes) for part in layout.parts]
+    if isinstance(layout, Concat):
+        return sum(sizes)
+    size = 1
+    for part in sizes:
+        size *= part
+    return size
+
+
+def _written_spaces(axes: TensorAxes, outer: Mapping[int, int | None]) -> int:
+    """How many written, unowned spaces one element of the tensor may lie in."""
+
+    def count(layout: Layout, dim: int) -> int:
+        if isinstance(layout, Leaf):
+            free = layout.space is not None and outer[layout.space] is None and (dim, layout.space) not in axes.reads
+            return int(free)
+        counts = [count(part, dim) for part in layout.parts]
+        return max(counts) if isinstance(layout, Concat) else sum(counts)
+
+    return sum(count(layout, dim) for dim, layout in enumerate(axes.dims))
+
+
+# -------------------------------------------------------------------------------------------- observation
+
+
+def neurons(value: Tensor, axes: TensorAxes, space: Space) -> list[Tensor]:
+    """The neurons of ``space`` in ``value``, once per occurrence, as ``rows x n`` (``rows x (owners * n)``, block
+    after block, for a space inside another).
+
+    Rows run over everything else: samples, positions. Along a foreign space, whose order differs between parents, the
+    entries are sorted: then rows compare across parents whatever that order is.
+    """
+    path = [_Axis(layout, i) for i, layout in enumerate(axes.dims)]
+    return list(_occurrences(value, path, space))
+
+
+def _occurrences(x: Tensor, path: list[_Axis], space: Space) -> list[Tensor]:
+    for position, axis in enumerate(path):
+        layout = axis.layout
+        if isinstance(layout, Product):
+            x = x.reshape([*x.shape[:position], *(part.size for part in layout.parts), *x.shape[position + 1 :]])
+            inner = [_Axis(part, axis.dim) for part in layout.parts]
+            return _occurrences(x, [*path[:position], *inner, *path[position + 1 :]], space)
+    for position, axis in enumerate(path):
+        layout = axis.layout
+        if isinstance(layout, Concat):
+            found: list[Tensor] = []
+            start = 0
+            relevant = _mentions(layout, space)
+            for part in layout.parts:
+                piece = x.narrow(position, start, part.size)
+                start += part.size
+                if not relevant or _mentions(part, space):
+                    inner = [*path[:position], _Axis(part, axis.dim), *path[position + 1 :]]
+                    found.extend(_occurrences(piece, inner, space))
+            return found
+    leaves = [axis.layout.space if isinstance(axis.layout, Leaf) else None for axis in path]
+    if leaves.count(space.id) != 1 or (space.outer is not None and leaves.count(space.outer) != 1):
+        return []
+    kept = [leaves.index(space.id)] if space.outer is None else [leaves.index(space.outer), leaves.index(space.id)]
+    for position, foreign in enumerate(leaves):
+        if foreign is not None and position not in kept:
+            x = x.sort(dim=position).values
+    x = x.movedim(kept, list(range(-len(kept), 0)))
+    return [x.reshape(-1, x.shape[-1] if len(kept) == 1 else x.shape[-2] * x.shape[-1])]
+
+
+def _mentions(layout: Layout, space: Space) -> bool:
+    if isinstance(layout, Leaf):
+        return layout.space is not None and layout.space in (space.id, space.outer)
+    return any(_mentions(part, space) for part in layout.parts)
+
+
+def resized(layout: Layout, sizes: Mapping[int, int]) -> Layout:
+    """The layout with other numbers of neurons per space."""
+    if isinstance(layout, Leaf):
+        return layout if layout.space is None else Leaf(sizes[layout.space], layout.space)
+    return type(layout)(tuple(resized(part, sizes) for part in layout.parts))
+
+
+def spaces_in(layout: Layout) -> list[int]:
+    """The spaces of a layout from left to right, each as often as it occurs."""
+    if isinstance(layout, Leaf):
+        return [] if layout.space is None else [layout.space]
+    return [space for part in layout.parts for space in spaces_in(part)]
+
+
+def permutation_groupings(spaces: Sequence[Space], generator: torch.Generator) -> dict[int, Grouping]:
+    """A random permutation of every space, as groupings of a single parent (each owner's neurons on their own)."""
+    out: dict[int, Grouping] = {}
+    for space in spaces:
+        if space.outer is None:
+            matrix = torch.eye(space.size, dtype=torch.float64)[torch.randperm(space.size, generator=generator)]
+            out[space.id] = Grouping(space.id, (matrix,), (matrix.T.contiguous(),))
+            continue
+        blocks = next(s.size for s in spaces if s.id == space.outer)
+        merge = torch.zeros(blocks, blocks, space.size, space.size, dtype=torch.float64)
+        for b in range(blocks):
+            merge[:, b] = torch.eye(space.size, dtype=torch.float64)[torch.randperm(space.size, generator=generator)]
+        out[space.id] = Grouping(space.id, (merge,), (merge.permute(1, 0, 3, 2).contiguous(),))
+    return out

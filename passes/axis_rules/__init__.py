@@ -1,0 +1,23 @@
+"""The operator table: how neuron axes flow through every operator that fxfuse knows."""
+
+from fxfuse.passes.algebra import fresh, pin, unify
+from fxfuse.passes.axis_rules import contractions, norms, pointwise, shapes, spatial
+from fxfuse.passes.axis_rules.core import RULES, Call, Meaning, Trace, axis_rule, check_owners, rule_for
+
+__all__ = [
+    "RULES",
+    "Call",
+    "Meaning",
+    "Trace",
+    "axis_rule",
+    "check_owners",
+    "contractions",
+    "fresh",
+    "norms",
+    "pin",
+    "pointwise",
+    "rule_for",
+    "shapes",
+    "spatial",
+    "unify",
+]

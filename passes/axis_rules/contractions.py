@@ -1,0 +1,378 @@
+"""Operators that sum over a dimension of one operand against a dimension of another.
+
+``y[.., o] = sum_k x[.., k] W[o, k]``: the summed dimensions agree, and any permutation of them goes unseen; the others
+come out as they went in. Convolution is the same over channels, group by group; attention is it twice.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fxfuse.passes.algebra import (
+    Dim,
+    Dims,
+    Factor,
+    Var,
+    concat,
+    disown,
+    expand,
+    fresh,
+    join_product,
+    owner,
+    pin,
+    regroup,
+    size_of,
+    unify,
+)
+from fxfuse.passes.axis_rules.core import Call, axis_rule, own
+from fxfuse.passes.axis_rules.pointwise import broadcast
+from fxfuse.passes.axis_rules.shapes import prepare_cuts, slice_dims
+
+
+def _add_bias(out: Dims, bias: Dims | None, at: int = -1) -> None:
+    if bias and bias[-1]:
+        unify(out[at], bias[-1])
+
+
+@axis_rule("linear")
+def linear(call: Call) -> Dims:
+    """Inputs by weight columns; rows come out."""
+    x, weight = call.dims(0), call.dims(1)
+    call.join(x[-1], weight[-1])
+    call.contract(call.args[0], x[-1])
+    call.contract(call.args[1], weight[-1])
+    out = [*x[:-1], weight[0]] if len(weight) == 2 else x[:-1]
+    bias = call.argument(2, "bias")
+    _add_bias(out, None if bias is None else call.of(bias))
+    return out
+
+
+@axis_rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+def matmul(call: Call) -> Dims:
+    """Batched matrix product; leading dimensions broadcast."""
+    return _matmul(call, call.args[0], call.args[1])
+
+
+def _matmul(call: Call, left: Tensor, right: Tensor) -> Dims:
+    a, b = call.of(left), call.of(right)
+    row = a[-2:-1] if len(a) > 1 else []
+    column = b[-1:] if len(b) > 1 else []
+    k_a, k_b = a[-1], b[-2] if len(b) > 1 else b[-1]
+    batch_a, batch_b = a[:-2], b[:-2]
+    batch = broadcast([batch_a, batch_b])
+    count = min(len(batch_a), len(batch_b))
+    shared = [(batch_a[-i], batch_b[-i]) for i in range(1, count + 1)]
+    call.join(k_a, k_b, shared)
+    stored = [call.meaning(t).stored for t in (left, right)]
+    call.contract(left, k_a)
+    if not all(stored):
+        call.contract(right, k_b)
+    return [*batch, *row, *column]
+
+
+@axis_rule("addmm", "baddbmm", "addmv", "addbmm")
+def addmm(call: Call) -> Dims:
+    """A product plus an addend."""
+    out = _matmul(call, call.args[1], call.args[2])
+    if call.function._schema.name == "aten::addbmm":
+        out = out[1:]
+    return broadcast([out, call.dims(0)])
+
+
+@axis_rule("outer", "ger")
+def outer(call: Call) -> Dims:
+    """Every pair."""
+    return [*call.dims(0), *call.dims(1)]
+
+
+@axis_rule("einsum")
+def einsum(call: Call) -> Dims:
+    """Letters name dimensions; letters that do not come out are summed."""
+    tensors = list(call.args[1])
+    inputs, output = _letters(call.args[0], [t.ndim for t in tensors])
+    dims = [call.of(t) for t in tensors]
+    places: dict[str, list[tuple[int, Dim]]] = {}
+    for k, letters in enumerate(inputs):
+        for letter, dim in zip(letters, dims[k], strict=True):
+            places.setdefault(letter, []).append((k, dim))
+    for letter in sorted(places, key=lambda x: x not in output):
+        real = [dim for _, dim in places[letter] if dim]
+        for dim in real[1:]:
+            unify(real[0], dim)
+    for letters in inputs:
+        for letter in set(letters):
+            if letters.count(letter) > 1:
+                for _, dim in places[letter]:
+                    pin(dim)
+    _einsum_owners(places, inputs)
+    for letter, found in places.items():
+        if letter not in output and len(found) > 1:
+            stored = all(call.meaning(tensors[k]).stored for k, _ in found)
+            for k, dim in found[:1] if stored else found:
+                call.contract(tensors[k], dim)
+    return [expand(next((dim for _, dim in places[letter] if dim), [])) for letter in output]
+
+
+def _einsum_owners(places: dict[str, list[tuple[int, Dim]]], inputs: list[str]) -> None:
+    """What an owner owns may be ordered apart only if every operand that holds it holds the owner at one letter."""
+    for found in places.values():
+        mine = expand(found[0][1])
+        for factor in mine:
+            outer_var = owner(factor.var)
+            if outer_var is None or any(f.var is outer_var for f in mine):
+                continue
+            holders = [{other for other in inputs[k] if _holds(places[other], k, outer_var)} for k, _ in found]
+            if any(len(h) != 1 for h in holders) or len(set.union(*holders)) != 1:
+                disown(factor.var)
+
+
+def _holds(found: list[tuple[int, Dim]], operand: int, var: Var) -> bool:
+    return any(k == operand and any(f.var is var for f in expand(dim)) for k, dim in found)
+
+
+def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Operand and output letters, an ellipsis spelt out in letters that nobody uses."""
+    equation = equation.replace(" ", "")
+    left, arrow, output = equation.partition("->")
+    operands = left.split(",")
+    spare = [chr(c) for c in range(0x100, 0x100 + 64)]
+    widest = max([r - len(o.replace("...", "")) for o, r in zip(operands, ranks, strict=True) if "..." in o], default=0)
+    dots = spare[:widest]
+    filled = []
+    for operand, rank in zip(operands, ranks, strict=True):
+        count = rank - len(operand.replace("...", ""))
+        filled.append(operand.replace("...", "".join(dots[widest - count :])))
+    if not arrow:
+        counts = "".join(filled)
+        output = "".join(dots) + "".join(sorted(c for c in set(counts) if counts.count(c) == 1 and c not in dots))
+    return filled, output.replace("...", "".join(dots))
+
+
+@axis_rule("bilinear")
+def bilinear(call: Call) -> Dims:
+    """``y_o = sum_ij x_i W_oij z_j``."""
+    x, z, weight = call.dims(0), call.dims(1), call.dims(2)
+    call.join(x[-1], weight[1])
+    call.join(z[-1], weight[2])
+    call.contract(call.args[0], x[-1])
+    call.contract(call.args[1], z[-1])
+    call.contract(call.args[2], weight[1])
+    call.contract(call.args[2], weight[2])
+    out = [*x[:-1], weight[0]]
+    bias = call.argument(3, "bias")
+    _add_bias(out, None if bias is None else call.of(bias))
+    return out
+
+
+@axis_rule("cdist")
+def cdist(call: Call) -> Dims:
+    """Distances between rows: the features are summed over."""
+    a, b = call.dims(0), call.dims(1)
+    call.join(a[-1], b[-1])
+    call.contract(call.args[0], a[-1])
+    call.contract(call.args[1], b[-1])
+    return [*broadcast([a[:-2], b[:-2]]), a[-2], b[-2]]
+
+
+# --------------------------------------------------------------------------------------------- convolution
+
+
+@axis_rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "convolution_overrideable", "conv_tbc")
+def convolution(call: Call) -> Dims:
+    """Channels are contracted group by group; positions are never neurons."""
+    transposed = bool(call.named("transposed", False))
+    return _convolution(call, transposed)
+
+
+@axis_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def convolution_transposed(call: Call) -> Dims:
+    """The same with the weight's first two dimensions in each other's role."""
+    return _convolution(call, True)
+
+
+def _convolution(call: Call, transposed: bool) -> Dims:
+    x, weight = call.dims(0), call.dims(1)
+    groups = call.named("groups", 1)
+    spatial = len(weight) - 2
+    for dim in [*x[len(x) - spatial :], *weight[2:]]:
+        pin(dim)
+    at = len(x) - spatial - 1
+    if groups == 1:
+        into, outof = (0, 1) if transposed else (1, 0)
+        call.join(x[at], weight[into])
+        call.contract(call.args[0], x[at])
+        call.contract(call.args[1], weight[into])
+        out = expand(weight[outof])
+    else:
+        out = _grouped(call, x[at], weight, groups, transposed)
+    dims = [*x[:at], out, *(fresh(n, pinned=True) for n in call.shape()[at + 1 :])]
+    bias = call.argument(2, "bias")
+    _add_bias(dims, None if bias is None else call.of(bias), at)
+    return dims
+
+
+def _grouped(call: Call, channels: Dim, weight: Dims, groups: int, transposed: bool) -> Dim:
+    """``x[g, i]`` by ``W[(g, o), i]`` (transposed: ``W[(g, i), o]``) gives ``y[g, o]``."""
+    inner = size_of(channels) // groups
+    x = regroup(channels, [groups, inner])
+    first = regroup(weight[0], [groups, size_of(weight[0]) // groups])
+    if x is None or first is None:
+        for dim in (channels, *weight[:2]):
+            pin(dim)
+        return fresh(call.shape()[-len(weight) + 1], pinned=True)
+    unify(x[0], first[0])
+    group = expand(x[0])
+    own(weight[1], group)
+    read, written = (first[1], weight[1]) if transposed else (weight[1], first[1])
+    unify(x[1], read)
+    for factor in expand(read):
+        outer_var = owner(factor.var)
+        if outer_var is not None and outer_var not in {f.var for f in expand(x[0])} | {f.var for f in expand(read)}:
+            disown(factor.var)
+    call.contract(call.args[0], x[1] or x[0])
+    call.contract(call.args[1], read)
+    return [*expand(x[0]), *expand(written)]
+
+
+# ----------------------------------------------------------------------------------------------- attention
+
+
+@axis_rule("scaled_dot_product_attention")
+def attention(call: Call) -> Dims:
+    """``softmax(q k') v``: query and key agree in width, key and value in length; heads are a leading dimension."""
+    q, k, v = (call.of(t) for t in call.args[:3])
+    if call.named("enable_gqa"):
+        for dims in (q, k, v):
+            pin(dims[-3])
+        q_batch, k_batch, v_batch = q[:-3], k[:-3], v[:-3]
+    else:
+        q_batch, k_batch, v_batch = q[:-2], k[:-2], v[:-2]
+    batch = broadcast([q_batch, k_batch])
+    batch = broadcast([batch, v_batch])
+    call.join(q[-1], k[-1], list(zip(q_batch, k_batch, strict=False)))
+    call.join(k[-2], v[-2], list(zip(k_batch, v_batch, strict=False)))
+    call.contract(call.args[0], q[-1])
+    call.contract(call.args[1], k[-1])
+    mask = call.named("attn_mask")
+    heads = [q[-3]] if call.named("enable_gqa") else []
+    scores = [*batch, *heads, q[-2], k[-2]]
+    if mask is not None:
+        broadcast([scores, call.of(mask)])
+    if call.named("is_causal"):
+        pin(q[-2])
+        pin(k[-2])
+    return [*(expand(dim) for dim in [*batch, *heads]), q[-2], v[-1]]
+
+
+# ----------------------------------------------------------------------------------------------- recurrence
+
+
+@axis_rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(call: Call) -> list[Dims]:
+    """Gates of one cell share its units: each packed weight is that many segments of one variable."""
+    if not isinstance(call.args[3], bool):
+        return _recurrent_packed(call)
+    x = call.dims(0)
+    has_biases, layers, bidirectional = call.args[3], call.args[4], call.args[7]
+    pin(x[1 if call.args[8] and len(x) == 3 else 0])
+    return _recurrent(call, x, list(call.args[2]), has_biases, layers, bidirectional, call.args[1])
+
+
+def _recurrent_packed(call: Call) -> list[Dims]:
+    """The spelling for packed sequences: ``data, batch_sizes, hx, params, has_biases, layers, ...``."""
+    x = call.dims(0)
+    pin(x[0])
+    has_biases, layers, bidirectional = call.args[4], call.args[5], call.args[8]
+    return _recurrent(call, x, list(call.args[3]), has_biases, layers, bidirectional, call.args[2])
+
+
+def _recurrent(
+    call: Call, x: Dims, params: list[Tensor], has_biases: bool, layers: int, bidirectional: bool, state: Any
+) -> list[Dims]:
+    states = list(state) if isinstance(state, tuple | list) else [state]
+    inputs, directions = x[-1], 2 if bidirectional else 1
+    width = len(params) // (layers * directions)
+    projected = width == (5 if has_biases else 3)
+    read: Tensor | None = call.args[0]
+    ends: list[tuple[Dim, Dim]] = []
+    for layer in range(layers):
+        outs = []
+        for direction in range(directions):
+            mine = params[(layer * directions + direction) * width :][:width]
+            outs.append(_cell(call, inputs, mine, projected, states[0].shape[-1], read))
+        ends.extend(outs)
+        inputs = concat([out for out, _ in outs]) if directions == 2 else outs[0][0]
+        read = None
+    for which, given in enumerate(states):
+        _initial_state(call, given, [pair[which] for pair in ends])
+    out: list[Dims] = [[*(expand(dim) for dim in x[:-1]), expand(inputs)]]
+    batch = [x[1 if x[0] and x[0][0].var.pinned and not call.named("batch_first") else 0]] if len(x) == 3 else []
+    for which in range(len(call.result) - 1):
+        out.append(_final_state([pair[which] for pair in ends], batch))
+    return out
+
+
+def _initial_state(call: Call, given: Tensor, ends: list[Dim]) -> None:
+    """A state that somebody computed or learned means what the cell's units mean, in every layer; zeros mean nothing."""
+    last = call.of(given)[-1]
+    if call.meaning(given).stored or any(f.var.touched or f.var.segments or f.var.pinned for f in last):
+        for end in ends:
+            unify(last, end)
+
+
+def _final_state(ends: list[Dim], batch: Dims) -> Dims:
+    """Layers x directions first: the width is a family over that index."""
+    if len(ends) == 1:
+        return [[], *batch, expand(ends[0])]
+    which = Var(len(ends))
+    which.segments = [Var(1) for _ in ends]
+    width = Var(size_of(ends[0]), outer=which)
+    width.family = {s: join_product(expand(end)) for s, end in zip(which.segments, ends, strict=True)}
+    return [[Factor(which)], *batch, [Factor(width)]]
+
+
+def _cell(
+    call: Call, inputs: Dim, params: Sequence[Tensor], projected: bool, state_size: int, read: Tensor | None
+) -> tuple[Dim, Dim]:
+    """One layer and direction: input and hidden weights, biases, and the projection where there is one."""
+    w_ih, w_hh, *rest = params
+    projection = call.of(rest.pop()) if projected else None
+    cell = size_of(projection[1]) if projection else state_size
+    unit: Dim = [Factor(Var(cell))]
+    for packed in (w_ih, w_hh, *rest):
+        for gate in regroup_segments(call.of(packed)[0], cell):
+            unify(gate, unit)
+    out = unit
+    if projection:
+        out = expand(projection[0])
+        call.join(projection[1], unit)
+        call.contract(params[-1], projection[1])
+    for operand, weight in ((inputs, w_ih), (out, w_hh)):
+        call.join(operand, call.of(weight)[1])
+        call.contract(weight, call.of(weight)[1])
+    if read is not None:
+        call.contract(read, inputs)
+    return expand(out), expand(unit)
+
+
+def regroup_segments(dim: Dim, size: int) -> list[Dim]:
+    """Consecutive segments of one size."""
+    total = size_of(dim)
+    prepare_cuts(dim, list(range(size, total, size)))
+    return [slice_dims([expand(dim)], 0, at, at + size)[0] for at in range(0, total, size)]
+
+
+@axis_rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def recurrent_cell(call: Call) -> Dims | list[Dims]:
+    """One step."""
+    x = call.dims(0)
+    states = call.args[1] if isinstance(call.args[1], tuple | list) else [call.args[1]]
+    params = [p for p in call.args[2:] if p is not None]
+    out, unit = _cell(call, x[-1], params, False, states[0].shape[-1], call.args[0])
+    for state in states:
+        dims = call.of(state)
+        unify(dims[-1], unit)
+        call.contract(state, dims[-1])
+    result: Dims = [*x[:-1], expand(out)]
+    return [result, result] if isinstance(call.result, tuple | list) else result

@@ -1,0 +1,180 @@
+"""What a rule sees of one operator call, and the table in which rules stand.
+
+A rule is a function ``rule(call) -> dims`` (one list of dimensions, or a list of them for several outputs). It reads
+the dimensions of the operands with ``call.dims(i)``, states what the operator does to them with ``unify``, ``pin``,
+``call.contract`` and the shape helpers, and returns the dimensions of what comes out. To teach fxfuse an operator:
+
+    from fxfuse.passes.axis_rules import axis_rule, pin
+
+    @axis_rule("mylib::roll_channels")
+    def roll_channels(call):
+        x = call.dims(0)
+        pin(x[1])            # a shift does not commute with permutations
+        return x
+
+A rule must be true by the operator's definition: a permutation that it allows must leave the function unchanged.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fxfuse.passes.algebra import UNSET, Dim, Dims, Factor, Unset, check_owners, disown, expand, find, owner, pin, unify
+
+Outputs = Dims | list[Dims]
+
+
+@dataclass(slots=True)
+class Meaning:
+    """What is known of one tensor: its dimensions, whether it is computed from parameters alone, whose value it is,
+    and whether any operator has taken it."""
+
+    dims: Dims
+    stored: bool = False
+    node: str | None = None
+    used: bool = False
+
+
+@dataclass(slots=True)
+class Trace:
+    """What an interpretation gathers: parameter dimensions that are read, values that are contracted, derived
+    parameters (whose ownership is checked at the end), operators without a rule."""
+
+    reads: list[tuple[tuple[str, int], Factor]] = field(default_factory=list)
+    observed: list[tuple[Factor, str]] = field(default_factory=list)
+    derived: list[Dims] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Call:
+    """One operator call under abstract interpretation."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    meaning: Callable[[Tensor], Meaning]
+    trace: Trace
+
+    def argument(self, index: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
+
+    def named(self, name: str, default: Any = None) -> Any:
+        """An argument by the name it has in the operator's schema."""
+        for index, parameter in enumerate(self.function._schema.arguments):
+            if parameter.name == name:
+                if index < len(self.args):
+                    return self.args[index]
+                if name in self.kwargs:
+                    return self.kwargs[name]
+                return parameter.default_value if parameter.has_default_value() else default
+        return default
+
+    def of(self, tensor: Tensor) -> Dims:
+        """The dimensions of any tensor of the call."""
+        return [expand(dim) for dim in self.meaning(tensor).dims]
+
+    def dims(self, index: int) -> Dims:
+        """The dimensions of the tensor argument at ``index``."""
+        return self.of(self.args[index])
+
+    def tensors(self) -> list[Tensor]:
+        """All tensor operands, lists of tensors included."""
+        return list(tensors_in((self.args, self.kwargs)))
+
+    def shape(self, index: int = 0) -> list[int]:
+        """The shape of an output."""
+        result = self.result[index] if isinstance(self.result, tuple | list) else self.result
+        return list(result.shape)
+
+    def contract(self, tensor: Tensor, dim: Dim) -> None:
+        """``dim`` of ``tensor`` is summed against another operand: a parameter is read there, a value observed."""
+        meaning = self.meaning(tensor)
+        for factor in dim:
+            if meaning.stored:
+                if factor.origin is not None:
+                    self.trace.reads.append((factor.origin, factor))
+            elif meaning.node is not None:
+                self.trace.observed.append((factor, meaning.node))
+
+    def join(self, a: Dim, b: Dim, shared: Sequence[tuple[Dim, Dim]] = ()) -> None:
+        """Sum over ``a`` of one operand against ``b`` of another. What an owner outside owns may be ordered apart only
+        if that owner is one of the ``shared`` dimensions, at the same index in both operands."""
+        for left, right in shared:
+            if left and right:
+                unify(left, right)
+        unify(a, b)
+        inside = {factor.var for factor in expand(a)}
+        common = {f.var for left, right in shared if left and right for f in expand(left)}
+        for factor in expand(a):
+            outer = owner(factor.var)
+            if outer is not None and outer not in inside and outer not in common:
+                disown(factor.var)
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and dictionaries."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_in(item)
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from tensors_in(item)
+
+
+Rule = Callable[[Call], Outputs]
+RuleT = TypeVar("RuleT", bound=Rule)
+RULES: dict[str, Rule] = {}
+
+
+def axis_rule(*names: str) -> Callable[[RuleT], RuleT]:
+    """Enter a rule for operators by name, ``namespace::operator`` or an aten operator's bare name."""
+
+    def enter(rule: RuleT) -> RuleT:
+        for name in names:
+            RULES[name if "::" in name else f"aten::{name}"] = rule
+        return rule
+
+    return enter
+
+
+def rule_for(function: Any) -> Rule | None:
+    """The rule of an operator overload; the in-place spelling of an operator has the rule of the pure one."""
+    name = function._schema.name
+    found = RULES.get(name)
+    if found is None and name.endswith("_"):
+        found = RULES.get(name[:-1])
+    if found is None and torch.Tag.pointwise in function.tags:
+        found = RULES["aten::pointwise"]
+    return found
+
+
+def own(dim: Dim, outer: Dim) -> None:
+    """``dim`` of a parameter, of which nothing is known yet, is owned by the innermost factor of ``outer``."""
+    factors = expand(dim)
+    if len(factors) == 1 and isinstance(factors[0].var.outer, Unset) and expand(outer):
+        factors[0].var.outer = expand(outer)[-1].var
+
+
+def positive(dim: int, rank: int) -> int:
+    """A dimension number counted from the front."""
+    return dim + rank if dim < 0 else dim
+
+
+def dimensions(value: Any, rank: int) -> list[int]:
+    """A ``dim`` argument as a list of dimension numbers; none given means all."""
+    if value is None or (isinstance(value, tuple | list) and not value):
+        return list(range(rank))
+    return [positive(d, rank) for d in (value if isinstance(value, tuple | list) else [value])]
+
+
+__all__ = [
+    "RULES", "UNSET", "Call", "Meaning", "Outputs", "Rule", "Trace", "axis_rule", "check_owners", "dimensions",
+    "find", "own", "pin", "positive", "rule_for", "tensors_in",
+]  # fmt: skip

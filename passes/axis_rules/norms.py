@@ -1,0 +1,71 @@
+"""Normalisation: statistics treat the elements of the reduced dimensions alike; scale and shift are per neuron."""
+
+from fxfuse.passes.algebra import Dim, Dims, expand, fresh, pin, regroup, size_of, unify
+from fxfuse.passes.axis_rules.core import Call, axis_rule
+
+
+def _per_channel(call: Call, channel: Dim, *names: str) -> None:
+    for name in names:
+        tensor = call.named(name)
+        if tensor is not None:
+            dims = call.of(tensor)
+            if dims and dims[0]:
+                unify(channel, dims[0])
+
+
+@axis_rule(
+    "batch_norm", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "instance_norm",
+    "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_native_batch_norm_legit_functional",
+    "_batch_norm_no_update",
+)  # fmt: skip
+def batch_norm(call: Call) -> Dims | list[Dims]:
+    """Per channel, dimension 1."""
+    x = call.dims(0)
+    channel = x[1] if len(x) > 1 else x[0]
+    _per_channel(call, channel, "weight", "bias", "running_mean", "running_var")
+    x = [expand(dim) for dim in x]
+    if isinstance(call.result, tuple | list):
+        return [x, *([x[1]] if r.ndim == 1 and r.numel() else [fresh(n, pinned=True) for n in r.shape]
+                     for r in call.result[1:])]  # fmt: skip
+    return x
+
+
+@axis_rule("layer_norm", "rms_norm", "_fused_rms_norm", "native_layer_norm")
+def layer_norm(call: Call) -> Dims | list[Dims]:
+    """Over the last dimensions, with a scale and shift of their shape."""
+    x = call.dims(0)
+    count = len(call.args[1])
+    for name in ("weight", "bias"):
+        tensor = call.named(name)
+        if tensor is not None:
+            for a, b in zip(x[-count:], call.of(tensor), strict=True):
+                if a:
+                    unify(a, b)
+    x = [expand(dim) for dim in x]
+    if isinstance(call.result, tuple | list):
+        return [x, *[[*x[:-count], *([[]] * count)] for _ in call.result[1:]]]
+    return x
+
+
+@axis_rule("group_norm", "native_group_norm")
+def group_norm(call: Call) -> Dims | list[Dims]:
+    """Groups may change places as wholes, and channels inside each group."""
+    x = call.dims(0)
+    groups = call.args[1] if call.function._schema.name == "aten::group_norm" else call.named("group")
+    if groups not in (1, size_of(x[1])):
+        pieces = regroup(x[1], [groups, size_of(x[1]) // groups])
+        if pieces is None:
+            pin(x[1])
+    _per_channel(call, expand(x[1]), "weight", "bias")
+    x = [expand(dim) for dim in x]
+    if isinstance(call.result, tuple | list):
+        return [x, *[[x[0], fresh(groups, pinned=True)] for _ in call.result[1:]]]
+    return x
+
+
+@axis_rule("local_response_norm")
+def local_response_norm(call: Call) -> Dims:
+    """Over neighbouring channels: their order matters."""
+    x = call.dims(0)
+    pin(x[1])
+    return x

@@ -1,0 +1,162 @@
+"""Operators that act on every element alone, and those that treat the elements of a dimension alike."""
+
+from fxfuse.passes.algebra import Dim, Dims, expand, fresh, pin, size_of, unify
+from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions
+
+
+def broadcast(operands: list[Dims]) -> Dims:
+    """Align dimensions from the right; those of size 1 say nothing, all others agree."""
+    rank = max((len(dims) for dims in operands), default=0)
+    out: Dims = []
+    for position in range(rank, 0, -1):
+        result: Dim = []
+        for dims in operands:
+            if position <= len(dims) and dims[-position]:
+                if result:
+                    unify(result, dims[-position])
+                else:
+                    result = dims[-position]
+        out.append(expand(result))
+    return out
+
+
+@axis_rule(
+    "pointwise", "alias", "detach", "clone", "contiguous", "to", "_to_copy", "type_as", "lift_fresh", "lift_fresh_copy",
+    "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "positive", "lerp", "copy_", "copy", "float_power",
+    "relu", "relu6", "rrelu", "gelu", "silu", "mish", "celu", "selu", "elu", "hardswish",
+    "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "softplus", "leaky_relu", "log_sigmoid", "threshold",
+    "sigmoid", "tanh", "masked_fill", "where", "clamp", "clip", "rsub", "isclose", "cpu", "cuda", "view_as_real_copy",
+    "square", "fake_quantize_per_tensor_affine", "_conj", "resolve_conj", "resolve_neg", "data", "requires_grad_",
+)  # fmt: skip
+def pointwise(call: Call) -> Dims:
+    """Every operand's dimensions agree, up to broadcasting."""
+    return broadcast([call.of(t) for t in call.tensors()])
+
+
+@axis_rule("prelu", "_prelu_kernel")
+def prelu(call: Call) -> Dims:
+    """One slope for all, or one per channel (dimension 1)."""
+    x, slope = call.dims(0), call.dims(1)
+    factors = [f for dim in slope for f in dim]
+    if factors and len(x) > 1:
+        unify(factors, x[1])
+    return x
+
+
+@axis_rule("fake_quantize_per_channel_affine")
+def per_channel(call: Call) -> Dims:
+    """Scale and zero point along one dimension."""
+    x = call.dims(0)
+    for operand in (call.dims(1), call.dims(2)):
+        if operand and operand[0]:
+            unify(operand[0], x[call.named("axis")])
+    return x
+
+
+@axis_rule(
+    "sum", "mean", "amax", "amin", "max", "min", "var", "std", "prod", "logsumexp", "norm", "linalg_vector_norm",
+    "any", "all", "nansum", "nanmean", "count_nonzero", "var_mean", "std_mean", "aminmax", "median", "nanmedian",
+    "frobenius_norm",
+)  # fmt: skip
+def reduction(call: Call) -> Dims | list[Dims]:
+    """A symmetric function of the reduced dimensions: they vanish; an index that comes out is never a neuron."""
+    tensors = call.tensors()
+    if len(tensors) > 1:
+        return pointwise(call)
+    x = call.of(tensors[0])
+    schema = {a.name for a in call.function._schema.arguments}
+    dim = call.named("dim") if "dim" in schema else None
+    reduced = set(dimensions(dim, len(x)))
+    keep = bool(call.named("keepdim", False))
+    positional = call.function._schema.name in _WITH_INDICES and isinstance(call.result, tuple | list)
+    if positional:
+        for d in reduced:
+            pin(x[d])
+    kept: Dims = [([] if d in reduced else dims) for d, dims in enumerate(x) if keep or d not in reduced]
+    if isinstance(call.result, tuple | list):
+        return [list(kept) for _ in call.result]
+    return kept
+
+
+_WITH_INDICES = {"aten::max", "aten::min", "aten::median", "aten::nanmedian"}
+
+
+@axis_rule("argmax", "argmin")
+def index_reduction(call: Call) -> Dims:
+    """The position of an element: no permutation of that dimension leaves it."""
+    x = call.dims(0)
+    reduced = set(dimensions(call.named("dim"), len(x)))
+    for d in reduced:
+        pin(x[d])
+    keep = bool(call.named("keepdim", False))
+    return [([] if d in reduced else dims) for d, dims in enumerate(x) if keep or d not in reduced]
+
+
+@axis_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "_safe_softmax", "renorm")
+def symmetric(call: Call) -> Dims:
+    """Normalised over a dimension whose elements are treated alike: permuting in permutes out."""
+    return call.dims(0)
+
+
+@axis_rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll", "fft_fft", "fft_ifft", "diff")
+def ordered(call: Call) -> Dims | list[Dims]:
+    """The order of the elements of the named dimensions matters."""
+    x = call.dims(0)
+    dim = call.named("dims") if call.named("dims") is not None else call.named("dim")
+    for d in dimensions(dim, len(x)):
+        pin(x[d])
+    if isinstance(call.result, tuple | list):
+        return [x for _ in call.result]
+    return [d if n == size_of(d) else fresh(n, pinned=True) for d, n in zip(x, call.shape(), strict=True)]
+
+
+@axis_rule("sort", "argsort", "topk", "kthvalue", "mode", "msort")
+def sorting(call: Call) -> Dims | list[Dims]:
+    """Ranks replace positions along one dimension."""
+    x = call.dims(0)
+    d = dimensions(call.named("dim", -1), len(x))[0] if call.function._schema.name != "aten::msort" else 0
+    pin(x[d])
+
+    def out(shape: list[int]) -> Dims:
+        if len(shape) != len(x):
+            return [dim for i, dim in enumerate(x) if i != d]
+        return [fresh(shape[i], pinned=True) if i == d else dim for i, dim in enumerate(x)]
+
+    if isinstance(call.result, tuple | list):
+        return [out(list(r.shape)) for r in call.result]
+    return out(call.shape())
+
+
+@axis_rule(
+    "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
+    "new_full", "new_empty", "scalar_tensor", "zero", "fill", "empty_strided", "new_empty_strided",
+)  # fmt: skip
+def constant(call: Call) -> Dims:
+    """One number everywhere: any permutation leaves it."""
+    return [fresh(n) for n in call.shape()]
+
+
+@axis_rule(
+    "arange", "linspace", "logspace", "eye", "randn", "rand", "randint", "randperm", "rand_like", "randn_like",
+    "normal", "bernoulli", "uniform", "tril_indices", "triu_indices", "hann_window", "randint_like", "exponential",
+)  # fmt: skip
+def pinned_values(call: Call) -> Dims:
+    """Values that depend on the index."""
+    return [fresh(n, pinned=True) for n in call.shape()]
+
+
+@axis_rule("tril", "triu")
+def triangle(call: Call) -> Dims:
+    """A triangle of the last two dimensions is ordered in both."""
+    x = call.dims(0)
+    pin(x[-1])
+    pin(x[-2])
+    return x
+
+
+@axis_rule("cosine_similarity")
+def cosine_similarity(call: Call) -> Dims:
+    """Both operands agree; the compared dimension vanishes."""
+    out = broadcast([call.dims(0), call.dims(1)])
+    d = dimensions(call.named("dim", 1), len(out))[0]
+    return [dim for i, dim in enumerate(out) if i != d]

@@ -1,0 +1,501 @@
+"""Operators that move, cut, join and re-bracket dimensions without looking at values."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fxfuse.passes.algebra import (
+    Dim,
+    Dims,
+    Var,
+    concat,
+    cut,
+    expand,
+    fresh,
+    instances,
+    narrow,
+    owner,
+    pin,
+    regroup,
+    size_of,
+    unify,
+)
+from fxfuse.passes.algebra import Factor as _Factor
+from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions, positive
+
+# ----------------------------------------------------------------------------------------- re-bracketing
+
+
+def reshape_dims(x: Dims, shape: Sequence[int]) -> Dims:
+    """Row-major reshape: the shortest runs of dimensions with equal products are regrouped, one run at a time."""
+    out: Dims = []
+    i = j = 0
+    sizes = [size_of(dim) for dim in x]
+    while i < len(x) or j < len(shape):
+        run, target = [], []
+        have = want = 1
+        while True:
+            if have == want and run and target:
+                break
+            if (have <= want and i < len(x)) or j >= len(shape):
+                if i >= len(x):
+                    break
+                have *= sizes[i]
+                run.append(x[i])
+                i += 1
+            else:
+                want *= shape[j]
+                target.append(shape[j])
+                j += 1
+        if not target:
+            continue
+        if len(run) == len(target) == 1 and have == want:
+            out.append(run[0])
+            continue
+        flat = [factor for dim in run for factor in dim]
+        pieces = regroup(flat, target) if have == want else None
+        if pieces is None:
+            pin(flat)
+            pieces = [fresh(n, pinned=True) for n in target]
+        out.extend(pieces)
+    return [expand(dim) for dim in out]
+
+
+@axis_rule(
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "_reshape_alias",
+    "view_copy",
+)  # fmt: skip
+def reshape(call: Call) -> Dims:
+    """Any row-major change of shape."""
+    if not call.tensors() or call.result.dtype != call.tensors()[0].dtype:
+        return [fresh(n, pinned=True) for n in call.shape()]
+    return reshape_dims(call.dims(0), call.shape())
+
+
+@axis_rule("squeeze", "squeeze_copy")
+def squeeze(call: Call) -> Dims:
+    """Dimensions of size 1 go."""
+    x = call.dims(0)
+    shape = list(call.args[0].shape)
+    named = call.named("dim") if len(call.args) > 1 or "dim" in call.kwargs else None
+    gone = set(dimensions(named, len(x)))
+    return [dim for i, dim in enumerate(x) if not (i in gone and shape[i] == 1)]
+
+
+@axis_rule("unsqueeze")
+def unsqueeze(call: Call) -> Dims:
+    """A dimension of size 1 comes."""
+    x = call.dims(0)
+    x.insert(positive(call.args[1], len(x) + 1), [])
+    return x
+
+
+@axis_rule("expand", "expand_as", "broadcast_to", "expand_copy")
+def expand_rule(call: Call) -> Dims:
+    """A dimension of size 1 becomes n equal copies: any permutation leaves them."""
+    x = call.dims(0)
+    shape = call.shape()
+    x = [[] for _ in range(len(shape) - len(x))] + x
+    return [dim if size_of(dim) == n else fresh(n) for dim, n in zip(x, shape, strict=True)]
+
+
+@axis_rule("repeat", "tile")
+def repeat(call: Call) -> Dims:
+    """Copies of the whole dimension one after the other: a new outer factor whose index does not matter."""
+    x = call.dims(0)
+    shape = call.shape()
+    x = [[] for _ in range(len(shape) - len(x))] + x
+    return [[*fresh(n // size_of(dim)), *dim] for dim, n in zip(x, shape, strict=True)]
+
+
+@axis_rule("repeat_interleave")
+def repeat_interleave(call: Call) -> Dims:
+    """Each element several times in a row: a new inner factor, if all are repeated alike."""
+    repeats, dim = call.argument(1, "repeats"), call.named("dim")
+    if not isinstance(repeats, int):
+        for d in call.dims(0):
+            pin(d)
+        return [fresh(n, pinned=True) for n in call.shape()]
+    x = call.dims(0)
+    if dim is None:
+        return [[*(f for d in x for f in d), *fresh(repeats)]]
+    d = positive(dim, len(x))
+    return [[*dim, *fresh(repeats)] if i == d else dim for i, dim in enumerate(x)]
+
+
+# ------------------------------------------------------------------------------------------------ moving
+
+
+@axis_rule("permute", "permute_copy")
+def permute(call: Call) -> Dims:
+    """Any order."""
+    x = call.dims(0)
+    return [x[positive(d, len(x))] for d in call.args[1]]
+
+
+@axis_rule("transpose", "swapaxes", "swapdims", "transpose_copy")
+def transpose(call: Call) -> Dims:
+    """Two change places."""
+    x = call.dims(0)
+    a, b = (positive(d, len(x)) for d in call.args[1:3])
+    x[a], x[b] = x[b], x[a]
+    return x
+
+
+@axis_rule("t", "mT", "adjoint", "mH", "numpy_T", "H", "t_copy")
+def swap_last(call: Call) -> Dims:
+    """A matrix, or a batch of them, turned over."""
+    x = call.dims(0)
+    if call.function._schema.name == "aten::numpy_T":
+        return x[::-1]
+    return x if len(x) < 2 else [*x[:-2], x[-1], x[-2]]
+
+
+@axis_rule("movedim", "moveaxis")
+def movedim(call: Call) -> Dims:
+    """Some dimensions go to new places, the others keep their order."""
+    x = call.dims(0)
+    source, destination = (dimensions(a, len(x)) for a in call.args[1:3])
+    order = [d for d in range(len(x)) if d not in source]
+    for to, origin in sorted(zip(destination, source, strict=True)):
+        order.insert(to, origin)
+    return [x[d] for d in order]
+
+
+@axis_rule("diagonal", "diag_embed", "diag")
+def diagonal(call: Call) -> Dims:
+    """Two dimensions share an index: no permutation is followed through."""
+    for dim in call.dims(0):
+        pin(dim)
+    return [fresh(n, pinned=True) for n in call.shape()]
+
+
+# ----------------------------------------------------------------------------------- cutting and joining
+
+
+def slice_dims(x: Dims, d: int, start: int, stop: int) -> Dims:
+    """Indices ``start`` to ``stop`` of dimension ``d``."""
+    size = size_of(x[d])
+    if (start, stop) == (0, size):
+        return x
+    if not x[d]:
+        return [fresh(0, pinned=True) if i == d else dim for i, dim in enumerate(x)]
+    first, *rest = x[d]
+    inner = size_of(rest)
+    if start % inner or stop % inner or stop <= start:
+        pin(x[d])
+        return [fresh(stop - start, pinned=True) if i == d else dim for i, dim in enumerate(x)]
+    if first.var.pinned and not any(owner(f.var) is first.var for dim in x for f in expand(dim)):
+        piece, path = Var((stop - start) // inner, pinned=True), [first.var]
+        others = [dim if i != d else rest for i, dim in enumerate(x)]
+    else:
+        piece, path = narrow(first.var, start // inner, stop // inner)
+        flat = [expand(dim if i != d else rest) for i, dim in enumerate(x)]
+        moved = iter(instances([f for dim in flat for f in dim], first.var, path))
+        others = [[next(moved) for _ in dim] for dim in flat]
+    head = [] if piece.size == 1 else [_Factor(piece, first.origin)]
+    return [expand([*head, *dim]) if i == d else dim for i, dim in enumerate(others)]
+
+
+@axis_rule("slice", "slice_copy")
+def slice_rule(call: Call) -> Dims:
+    """A run of indices; every k-th one is no segment."""
+    x = call.dims(0)
+    if not x:
+        return x
+    d = positive(call.named("dim", 0), len(x))
+    n = call.args[0].shape[d]
+    step = call.named("step", 1)
+    start, stop, step = slice(call.named("start"), call.named("end"), step).indices(n)
+    if step != 1 and stop - start > 0:
+        if (start, call.shape()[d]) == (0, n):
+            return x
+        pin(x[d])
+        return [fresh(call.shape()[d], pinned=True) if i == d else dim for i, dim in enumerate(x)]
+    return slice_dims(x, d, start, max(stop, start))
+
+
+@axis_rule("narrow")
+def narrow_rule(call: Call) -> Dims:
+    """A run of indices."""
+    x = call.dims(0)
+    d = positive(call.args[1], len(x))
+    start = call.args[2]
+    start = start + call.args[0].shape[d] if start < 0 else start
+    return slice_dims(x, d, start, start + call.args[3])
+
+
+@axis_rule("select", "select_copy")
+def select(call: Call) -> Dims:
+    """One index of a dimension, which goes."""
+    x = call.dims(0)
+    d = positive(call.args[1], len(x))
+    n = call.args[0].shape[d]
+    index = call.args[2] + n if call.args[2] < 0 else call.args[2]
+    out = slice_dims(x, d, index, index + 1)
+    return [dim for i, dim in enumerate(out) if i != d]
+
+
+@axis_rule("unbind", "unbind_copy")
+def unbind(call: Call) -> list[Dims]:
+    """Every index of a dimension, one after the other."""
+    x = call.dims(0)
+    d = positive(call.argument(1, "dim", 0), len(x))
+    prepare_cuts(x[d], list(range(1, len(call.result))))
+    outs = []
+    for index in range(len(call.result)):
+        out = slice_dims([expand(dim) for dim in x], d, index, index + 1)
+        outs.append([dim for i, dim in enumerate(out) if i != d])
+    return outs
+
+
+def prepare_cuts(dim: Dim, borders: list[int]) -> None:
+    """Cut at all borders at once, so that the segments stand side by side and not nested."""
+    factors = expand(dim)
+    if not factors or factors[0].var.pinned:
+        return
+    inner = size_of(factors[1:])
+    if not any(border % inner for border in borders):
+        cut(factors[0].var, [border // inner for border in borders])
+
+
+@axis_rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit", "vsplit",
+           "split_copy", "split_with_sizes_copy", "unsafe_split_with_sizes")  # fmt: skip
+def split(call: Call) -> list[Dims]:
+    """Consecutive runs of indices."""
+    x = call.dims(0)
+    d = positive(call.named("dim", 0), len(x))
+    stops, at = [], 0
+    for piece in call.result:
+        at += piece.shape[d]
+        stops.append(at)
+    prepare_cuts(x[d], stops[:-1])
+    starts = [0, *stops[:-1]]
+    return [slice_dims([expand(dim) for dim in x], d, a, b) for a, b in zip(starts, stops, strict=True)]
+
+
+@axis_rule("cat", "concat", "concatenate", "hstack", "vstack", "dstack")
+def cat(call: Call) -> Dims:
+    """Segments side by side; all other dimensions agree."""
+    operands = [call.of(t) for t in call.tensors() if t.shape != (0,)]
+    name = call.function._schema.name
+    rank = len(operands[0])
+    default = 0 if name.endswith("vstack") else 2 if name.endswith("dstack") else min(1, rank - 1)
+    dim = call.argument(1, "dim", 0) if not name.endswith("stack") else default
+    d = positive(dim, rank)
+    first = operands[0]
+    for other in operands[1:]:
+        for i, (a, b) in enumerate(zip(first, other, strict=True)):
+            if i != d and a and b:
+                unify(a, b)
+    pieces = [expand(operand[d]) for operand in operands]
+    pieces = [piece or [_Factor(Var(1, pinned=True))] for piece in pieces]
+    if len(pieces) == 1:
+        return first
+    if all(f.var.pinned for piece in pieces for f in piece):
+        joined = fresh(sum(size_of(piece) for piece in pieces), pinned=True)
+    else:
+        joined = concat(pieces)
+    return [joined if i == d else expand(dim) for i, dim in enumerate(first)]
+
+
+@axis_rule("stack")
+def stack(call: Call) -> Dims:
+    """A new dimension whose index says which operand: its order matters, the others agree."""
+    operands = [call.of(t) for t in call.tensors()]
+    first = operands[0]
+    for other in operands[1:]:
+        for a, b in zip(first, other, strict=True):
+            unify(a, b)
+    out = [expand(dim) for dim in first]
+    out.insert(positive(call.argument(1, "dim", 0), len(out) + 1), fresh(len(operands), pinned=True))
+    return out
+
+
+@axis_rule("constant_pad_nd", "pad")
+def pad(call: Call) -> Dims:
+    """A constant before and after is a segment of its own; other modes copy positions."""
+    x = call.dims(0)
+    widths = list(call.args[1])
+    mode = call.named("mode", "constant") if call.function._schema.name == "aten::pad" else "constant"
+    out = list(x)
+    for k in range(len(widths) // 2):
+        d = len(x) - 1 - k
+        before, after = widths[2 * k], widths[2 * k + 1]
+        if before == after == 0:
+            continue
+        if mode != "constant" or before < 0 or after < 0 or all(f.var.pinned for f in out[d]):
+            pin(out[d])
+            out[d] = fresh(size_of(out[d]) + before + after, pinned=True)
+            continue
+        around = [[_Factor(Var(n))] if n else None for n in (before, after)]
+        out[d] = concat([piece for piece in (around[0], out[d], around[1]) if piece])
+    return out
+
+
+@axis_rule("slice_scatter", "select_scatter")
+def scatter_slice(call: Call) -> Dims:
+    """A run of indices is overwritten: what is written means what stood there."""
+    x, source = call.dims(0), call.dims(1)
+    d = positive(call.named("dim", 0), len(x))
+    n = call.args[0].shape[d]
+    if call.function._schema.name == "aten::select_scatter":
+        index = call.args[3] % n
+        start, stop, step = index, index + 1, 1
+        source.insert(d, [])
+    else:
+        start, stop, step = slice(call.named("start"), call.named("end"), call.named("step", 1)).indices(n)
+    if step != 1:
+        pin(x[d])
+        pin(source[d])
+    else:
+        part = slice_dims([expand(dim) for dim in x], d, start, stop)
+        for i, (a, b) in enumerate(zip(part, source, strict=True)):
+            if a and b and size_of(a) == size_of(b):
+                unify(a, b)
+            elif i != d:
+                continue
+    return [expand(dim) for dim in x]
+
+
+@axis_rule("unfold")
+def unfold(call: Call) -> Dims:
+    """Windows along one dimension."""
+    x = call.dims(0)
+    d = positive(call.args[1], len(x))
+    pin(x[d])
+    *shape, window = call.shape()
+    windows = [fresh(shape[i], pinned=True) if i == d else dim for i, dim in enumerate(x)]
+    return [*windows, fresh(window, pinned=True)]
+
+
+@axis_rule("im2col")
+def im2col(call: Call) -> Dims:
+    """Patches: channels x kernel positions, then locations."""
+    x = call.dims(0)
+    kernel = call.args[1]
+    channel = len(x) - 3
+    for dim in x[-2:]:
+        pin(dim)
+    patch = [fresh(k, pinned=True) for k in kernel]
+    joined = [*x[channel], *patch[0], *patch[1]]
+    return [*x[:channel], joined, fresh(call.shape()[-1], pinned=True)]
+
+
+@axis_rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Dims:
+    """Channels C r r, rows, columns -> C, rows r, columns r."""
+    x = call.dims(0)
+    r = call.args[1]
+    pieces = regroup(x[-3], [size_of(x[-3]) // (r * r), r, r])
+    if pieces is None:
+        return _pinned(x, call)
+    channels, down, across = pieces
+    return [*x[:-3], channels, [*x[-2], *down], [*x[-1], *across]]
+
+
+@axis_rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Dims:
+    """C, rows r, columns r -> channels C r r, rows, columns."""
+    x = call.dims(0)
+    r = call.args[1]
+    rows, columns = regroup(x[-2], [size_of(x[-2]) // r, r]), regroup(x[-1], [size_of(x[-1]) // r, r])
+    if rows is None or columns is None:
+        return _pinned(x, call)
+    return [*x[:-3], [*x[-3], *rows[1], *columns[1]], rows[0], columns[0]]
+
+
+@axis_rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(call: Call) -> Dims:
+    """Groups x channels turned over."""
+    x = call.dims(0)
+    groups = call.args[1]
+    pieces = regroup(x[1], [groups, size_of(x[1]) // groups])
+    if pieces is None:
+        return _pinned(x, call)
+    return [x[0], [*pieces[1], *pieces[0]], *x[2:]]
+
+
+def _pinned(x: Dims, call: Call) -> Dims:
+    for dim in x:
+        pin(dim)
+    return [fresh(n, pinned=True) for n in call.shape()]
+
+
+# ---------------------------------------------------------------------------------------------- indexing
+
+
+@axis_rule("embedding")
+def embedding(call: Call) -> Dims:
+    """Rows of a table, chosen by position in the vocabulary."""
+    table, index = call.dims(0), call.dims(1)
+    pin(table[0])
+    return [*index, table[1]]
+
+
+@axis_rule("index")
+def index(call: Call) -> Dims:
+    """Indices replace the dimensions that they stand for."""
+    x = call.dims(0)
+    given = list(call.args[1])
+    used = [d for d, i in enumerate(given) if i is not None]
+    for d in used:
+        pin(x[d])
+    rank = len(call.shape()) - (len(x) - len(used))
+    chosen: Dims = [fresh(n, pinned=True) for n in _index_shape(given)]
+    if len(chosen) != rank:
+        return _pinned(x, call)
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    others = [(d, dim) for d, dim in enumerate(x) if d not in used]
+    at = sum(1 for d, _ in others if d < used[0]) if adjacent else 0
+    rest = [dim for _, dim in others]
+    return [*rest[:at], *chosen, *rest[at:]]
+
+
+def _index_shape(given: list[object]) -> list[int]:
+    shapes = [i.shape for i in given if isinstance(i, torch.Tensor) and i.dtype != torch.bool]
+    return list(torch.broadcast_shapes(*shapes)) if shapes else []
+
+
+@axis_rule("index_select")
+def index_select(call: Call) -> Dims:
+    """Some indices of one dimension."""
+    x = call.dims(0)
+    d = positive(call.args[1], len(x))
+    pin(x[d])
+    return [fresh(call.shape()[d], pinned=True) if i == d else dim for i, dim in enumerate(x)]
+
+
+@axis_rule("gather", "take_along_dim")
+def gather(call: Call) -> Dims:
+    """Index values name positions of one dimension; all others go along."""
+    x, by = call.dims(0), call.dims(2 if call.function._schema.name == "aten::gather" else 1)
+    d = positive(call.args[1] if call.function._schema.name == "aten::gather" else call.named("dim"), len(x))
+    pin(x[d])
+    out: Dims = []
+    for i, (a, b, n) in enumerate(zip(x, by, call.shape(), strict=True)):
+        if i == d:
+            out.append(b or fresh(n, pinned=True))
+        elif size_of(a) == size_of(b):
+            unify(a, b)
+            out.append(a)
+        else:
+            pin(a)
+            pin(b)
+            out.append(fresh(n, pinned=True))
+    return out
+
+
+@axis_rule("one_hot")
+def one_hot(call: Call) -> Dims:
+    """A new dimension that stands for the values."""
+    return [*call.dims(0), fresh(call.shape()[-1], pinned=True)]
+
+
+@axis_rule("meshgrid")
+def meshgrid(call: Call) -> list[Dims]:
+    """Every operand repeated along the dimensions of the others."""
+    for t in call.tensors():
+        for dim in call.of(t):
+            pin(dim)
+    return [[fresh(n, pinned=True) for n in r.shape] for r in call.result]
