@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import networkx as nx
@@ -118,7 +118,7 @@ def markdown_text(record: PartitionRecord) -> str:
     return f"# {caption(record)}\n\n```mermaid\n{mermaid_text(record)}```\n\n{table}"
 
 
-def markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[str, ...] = ()) -> str:
+def markdown_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> str:
     """A Markdown table; bars and line breaks inside cells are escaped."""
 
     def line(cells: tuple[str, ...]) -> str:

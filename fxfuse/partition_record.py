@@ -164,8 +164,8 @@ def _spaces(axes: Axes, levels: Sequence[Level]) -> Iterator[SpaceRow]:
     read: dict[int, list[str]] = {}
     for name, tensor in axes.state.items():
         for dim, layout in enumerate(tensor.dims):
-            into = read if dim in tensor.reads else written
             for member in dict.fromkeys(_within(layout)):
+                into = read if (dim, member) in tensor.reads else written
                 into.setdefault(member, []).append(f"{name}[{dim}]")
     for space in axes.spaces:
         notes = []

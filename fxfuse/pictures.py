@@ -209,12 +209,14 @@ def _toward(a: Point, b: Point, distance: float) -> Point:
 
 
 def role(name: str) -> Role:
-    """What a row of a comparison is, by its name: a parent unless the name says otherwise."""
-    lowered = name.lower()
-    for known in ("fused", "ensemble", "average"):
-        if known in lowered:
-            return known
-    return "parent"
+    """What a row of a comparison is, by the start of its name: a parent unless it says otherwise."""
+    known: tuple[tuple[str, Role], ...] = (
+        ("fused", "fused"),
+        ("ensemble", "ensemble"),
+        ("average", "average"),
+        ("plain average", "average"),
+    )
+    return next((kind for start, kind in known if name.lower().startswith(start)), "parent")
 
 
 def draw_scores(scores: Sequence[Score], path: Path) -> bool:

@@ -1,0 +1,127 @@
+"""What the exporters share: inputs to try a written network on, the distance between outputs, files that
+appear whole.
+"""
+
+import contextlib
+import io
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fxfuse.errors import FuseError, OutputError
+
+
+def random_inputs(example: tuple[Tensor, ...], batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Inputs like ``example`` for another batch size.
+
+    Entries are drawn from the example's own, so that token numbers, masks and value ranges stay valid; an example
+    of floats that are all the same is replaced by draws from N(0, 1). Inputs without a batch are kept.
+    """
+    return tuple(
+        _draw(x.detach().cpu(), batch, generator) if moves else x.detach().cpu()
+        for x, moves in zip(example, batched(example), strict=True)
+    )
+
+
+def _draw(x: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    shape = (batch, *x.shape[1:])
+    if x.is_floating_point() and x.numel() and bool((x == x.flatten()[0]).all()):
+        return torch.randn(shape, generator=generator).to(x.dtype)
+    if not x.numel():
+        return x.new_zeros(shape)
+    size = torch.Size(shape).numel()
+    return x.flatten()[torch.randint(x.numel(), (size,), generator=generator)].reshape(shape)
+
+
+def differences(expected: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, float]:
+    """Largest absolute difference, and largest difference relative to the largest entry of the same output.
+
+    Equal infinities and two NaN count as equal; a NaN on one side only, or another shape, as infinitely far.
+    """
+    if len(expected) != len(got):
+        return math.inf, math.inf
+    largest = relative = 0.0
+    for y, z in zip(expected, got, strict=True):
+        if y.shape != z.shape:
+            return math.inf, math.inf
+        a, b = y.double(), z.double()
+        gap = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).nan_to_num(
+            nan=math.inf, posinf=math.inf
+        )
+        if not gap.numel():
+            continue
+        finite = a[a.isfinite()].abs()
+        scale = float(finite.max()) if finite.numel() else 0.0
+        worst = float(gap.max())
+        largest = max(largest, worst)
+        relative = max(relative, worst / max(scale, torch.finfo(torch.float32).tiny))
+    return largest, relative
+
+
+def outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The tensors among a module's outputs, in order."""
+    with torch.no_grad():
+        return [y for y in tree_leaves(module(*inputs)) if isinstance(y, Tensor)]
+
+
+def batched(example: tuple[Tensor, ...]) -> tuple[bool, ...]:
+    """Which inputs carry the batch in their first dimension: those that agree with the first one there."""
+    batch = next((x.shape[0] for x in example if x.dim()), None)
+    return tuple(x.dim() > 0 and x.shape[0] == batch for x in example)
+
+
+def at_least_two(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The example on the CPU with two samples or more: torch.export takes a batch of one for a constant."""
+    moves = batched(example)
+    on_cpu = tuple(x.detach().cpu() for x in example)
+    return tuple(torch.cat([x, x]) if move and x.shape[0] == 1 else x for x, move in zip(on_cpu, moves, strict=True))
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A temporary path with the name of ``path``; what stands beside it moves into place when the block succeeds."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".fxfuse-", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield folder / path.name
+        # weights beside an ONNX file first: the file that names them must not appear before them
+        for file in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
+            os.replace(file, path.parent / file.name)
+    except FuseError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporters' warnings, log lines and prints: they speak of torch's inside, not of the network."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message that says something, without colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
