@@ -1,0 +1,119 @@
+"""Importance-weighted k-means over all parents' neurons, entirely on the Gram matrix.
+
+Minimises ``sum_i s_i ||a_i - t_g(i)||^2`` over partitions into exactly k non-empty groups, ``t_g`` being the weighted
+mean. Lloyd's iteration needs distances alone, and with ``S, B, Q`` of :mod:`fxfuse.passes.solvers.groups`
+
+    ||a_i - t_g||^2 = G_ii - 2 B_gi / S_g + Q_g / S_g^2,
+
+so an iteration costs ``O(N k)`` for the distances and ``O(N)`` per neuron that moved for ``B``: the activations are
+never needed. Starts: the assignment of :mod:`fxfuse.passes.solvers.hungarian`, and k-means++ (Arthur and
+Vassilvitskii, 2007) with importance as sample weight. The best result is kept; ties go to the assignment.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fxfuse.passes.solvers.groups import Points, group_sums, scatter, solve_hard
+from fxfuse.passes.solvers.hungarian import matched_labels
+from fxfuse.types import Grouping, SpaceStatistics
+
+MAX_ITERATIONS = 300
+
+
+def solve(
+    stats: SpaceStatistics,
+    target: int,
+    *,
+    weights: tuple[float, ...],
+    generator: torch.Generator,
+    restarts: int = 1,
+) -> Grouping:
+    """Group by k-means with k = ``target``: one start from the assignment, ``restarts`` from k-means++.
+
+    Any number of parents, any widths. Every group has a member; with fewer neurons than ``target`` the heaviest
+    are copied (see :func:`fxfuse.passes.solvers.groups.assemble`).
+    """
+
+    def labeller(points: Points, groups: int) -> Tensor:
+        starts = [matched_labels(points, groups, sweeps=1)]
+        starts += [plus_plus(points, groups, generator) for _ in range(restarts)]
+        results = [lloyd(points, start, groups) for start in starts]
+        return min(results, key=lambda labels: scatter(points, labels, groups))
+
+    return solve_hard(stats, target, weights, labeller)
+
+
+def lloyd(points: Points, labels: Tensor, groups: int) -> Tensor:
+    """Lloyd's iteration from a partition (``N`` labels, every group non-empty) to a fixed point."""
+    gram, mass = points.gram, points.mass
+    energy = gram.diagonal()
+    index = torch.arange(len(mass))
+    weighted = mass[:, None] * gram
+    margin = 1e-12 * energy  # a tie is no reason to move, or rounding would keep neurons moving for ever
+    labels = labels.clone()
+    total, cross, _ = group_sums(gram, mass, labels, groups)
+    for _ in range(MAX_ITERATIONS):
+        norm = total.new_zeros(groups).index_add_(0, labels, mass * cross[labels, index]) / total**2
+        # ||a_i - t_g||^2 - G_ii, all groups x all neurons
+        offset = torch.addcmul(norm[:, None], cross, (-2 / total)[:, None])
+        least, nearest = offset.min(0)
+        current = offset[labels, index]
+        new = torch.where(least < current - margin, nearest, labels)
+        new = _fill_empty(new, groups, mass * (torch.minimum(least, current) + energy))
+        moved = (new != labels).nonzero()[:, 0]
+        if not len(moved):
+            break
+        old, labels = labels, new
+        if 3 * len(moved) > len(mass):
+            total, cross, _ = group_sums(gram, mass, labels, groups)
+        else:
+            cross.index_add_(0, labels[moved], weighted[moved])
+            cross.index_add_(0, old[moved], weighted[moved], alpha=-1)
+            total = total.new_zeros(groups).index_add_(0, labels, mass)
+    return labels
+
+
+def _fill_empty(labels: Tensor, groups: int, loss: Tensor) -> Tensor:
+    """Give each empty group the worst-served neuron of the groups that can spare one."""
+    count = torch.bincount(labels, minlength=groups)
+    empty = (count == 0).nonzero()[:, 0].tolist()
+    if not empty:
+        return labels
+    labels = labels.clone()
+    worst = iter(loss.argsort(descending=True, stable=True).tolist())
+    for group in empty:
+        neuron = next(i for i in worst if count[labels[i]] > 1)
+        count[labels[neuron]] -= 1
+        count[group] += 1
+        labels[neuron] = group
+    return labels
+
+
+def plus_plus(points: Points, groups: int, generator: torch.Generator) -> Tensor:
+    """A k-means++ partition: seeds drawn by ``s_i * (squared distance to the nearest seed)``, best of a few draws."""
+    gram, mass = points.gram, points.mass
+    energy = gram.diagonal()
+    trials = 2 + int(math.log(groups))
+    draws = torch.rand(groups, trials, generator=generator, dtype=torch.float64)
+    taken = torch.zeros(len(mass), dtype=torch.bool)
+    nearest = torch.full_like(mass, math.inf)
+    labels = torch.zeros(len(mass), dtype=torch.long)
+    for group in range(groups):
+        chance = (mass if group == 0 else mass * nearest).masked_fill(taken, 0.0)
+        if float(chance.sum()) <= 0:  # only copies of seeds are left
+            chance = mass.masked_fill(taken, 0.0)
+        ladder = chance.cumsum(0)
+        drawn = torch.searchsorted(ladder, draws[group] * ladder[-1], right=True).clamp(max=len(mass) - 1)
+        drawn = drawn[~taken[drawn]]
+        if not len(drawn):  # rounding at the ladder's upper end
+            drawn = chance.argmax()[None]
+        distance = (energy + energy[drawn][:, None] - 2 * gram[drawn]).clamp_(min=0)
+        best = int((torch.minimum(distance, nearest) @ mass).argmin())
+        closer = distance[best] < nearest
+        nearest = torch.where(closer, distance[best], nearest)
+        labels[closer] = group
+        seed = drawn[best]
+        taken[seed], nearest[seed], labels[seed] = True, 0.0, group
+    return labels
