@@ -92,7 +92,8 @@ def fold_points(rank: Mapping[str, int], edges: Sequence[tuple[str, str]]) -> li
     start = 0
     while total - start > rows + 2:
         fitting = [r for r in possible if start + rows // 2 <= r < start + rows + 2]
-        later = [r for r in possible if r >= start + rows + 2]
+        # past the wanted length, folding is worth it only if a good part of the drawing still follows
+        later = [r for r in possible if start + rows + 2 <= r < total - rows // 3]
         if not (fitting or later):
             break
         cut = min(fitting, key=lambda r: abs(r + 1 - start - rows)) if fitting else later[0]

@@ -69,14 +69,24 @@ def draw_graph(boxes: Sequence[Box], edges: Sequence[tuple[str, str]], path: Pat
     sizes.update({box.key: (widest, sizes[box.key][1]) for box in boxes if not box.terminal})
     drawing = arrange(sizes, edges)
     margin, head = 0.25, 0.35 if caption else 0.0
-    width, height = drawing.size[0] + 2 * margin, drawing.size[1] + 2 * margin + head + 0.2
-    figure = _figure(max(width, 2.5), height)
+    width = max(drawing.size[0], _width(caption, TITLE_PT + 1, bold=True)) + 2 * margin
+    height = drawing.size[1] + 2 * margin + head + 0.2
+    figure = _figure(width, height)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_xlim(-margin, max(width, 2.5) - margin)
+    axes.set_xlim(-margin, width - margin)
     axes.set_ylim(height - margin - head, -margin - head)
     axes.axis("off")
     if caption:
-        axes.text(0.0, -head, caption, fontsize=TITLE_PT + 1, color=INK, va="center", fontweight="bold", gid="caption")
+        axes.text(
+            0.0,
+            -head,
+            _escape(caption),
+            fontsize=TITLE_PT + 1,
+            color=INK,
+            va="center",
+            fontweight="bold",
+            gid="caption",
+        )
     _draw_lines(axes, drawing)
     for box in boxes:
         _draw_box(axes, box, drawing.centres[box.key], sizes[box.key])

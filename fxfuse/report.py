@@ -140,7 +140,7 @@ def _summary(result: FuseResult) -> str:
     text += f"Parents: {names}. The fused network has {size} parameters.\n\n"
     if count == 1:
         text += "With one parent there is nothing to merge: the fused network should do what the parent does.\n\n"
-    return text + _verdict(result.scores) + "\n"
+    return text + _verdict(result.scores)
 
 
 def _verdict(scores: tuple[Score, ...]) -> str:
