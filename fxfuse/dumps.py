@@ -51,7 +51,8 @@ def opaque_table(source: Analysis | PartitionRecord) -> Table:
     """The operators without an axis rule as a table for a terminal: what they touch stays unmatched."""
     record = _record(source)
     rows = [(o.operator, o.node, o.where, o.reason) for o in record.opaque]
-    return _table(f"{len(rows)} opaque operators: the neurons they touch stay unmatched", OPAQUE_COLUMNS, rows)
+    title = f"{len(rows)} opaque operators: the neurons they touch stay unmatched" if rows else "no opaque operators"
+    return _table(title, OPAQUE_COLUMNS, rows)
 
 
 def _record(source: Analysis | PartitionRecord) -> PartitionRecord:

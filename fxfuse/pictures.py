@@ -26,7 +26,7 @@ LINE = "#7b8794"
 SKIP = "#b9722b"
 PLAIN = ("#f3f4f6", "#9aa5b1")
 TITLE_PT, TEXT_PT = 9.5, 8.0
-PAD, LINE_HEIGHT, MAX_BOX = 0.1, 0.165, 3.3
+PAD, LINE_HEIGHT, MAX_BOX = 0.1, 0.165, 3.6
 MAX_PIXELS = 16_000
 ROLES = {"parent": "#8fa8c8", "ensemble": "#7fb08a", "average": "#d9a760", "fused": "#3b6fb6"}
 
@@ -121,16 +121,20 @@ def _advance(letter: str, bold: bool) -> float:
     return float(both - none) / 100
 
 
-def _elide(text: str, width: float, points: float, bold: bool = False) -> str:
-    """``text``, shortened at its end until it fits into ``width`` inches."""
+def _elide(text: str, width: float, points: float, *, bold: bool = False, keep_end: bool = False) -> str:
+    """``text``, shortened until it fits into ``width`` inches; ``keep_end`` for dotted names, which differ there."""
     if _width(text, points, bold) <= width:
         return text
+
+    def cut(length: int) -> str:
+        return "…" + text[len(text) - length :].lstrip(". ") if keep_end else text[:length].rstrip(", ") + "…"
+
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = _width(text[:middle].rstrip(", ") + "…", points, bold) <= width
+        fits = _width(cut(middle), points, bold) <= width
         low, high = (middle, high) if fits else (low, middle - 1)
-    return text[:low].rstrip(", ") + "…"
+    return cut(low)
 
 
 def _draw_box(axes: "PlotAxes", box: Box, centre: Point, size: tuple[float, float]) -> None:
@@ -151,8 +155,8 @@ def _draw_box(axes: "PlotAxes", box: Box, centre: Point, size: tuple[float, floa
         at = corner[1] + 0.1 + LINE_HEIGHT * (i + 0.5)
         points, weight = (TEXT_PT, "normal") if i else (TITLE_PT, "bold")
         room = w - 2 * PAD - 0.06
-        end = _elide(right, max(room * 0.3, room - _width(left, points, bold=not i) - 0.12), TEXT_PT)
-        start = _elide(left, room - _width(end, TEXT_PT) - (0.12 if end else 0.0), points, bold=not i)
+        end = _elide(right, max(room * 0.3, room - _width(left, points, bold=not i) - 0.12), TEXT_PT, keep_end=True)
+        start = _elide(left, room - _width(end, TEXT_PT) - (0.12 if end else 0.0), points, bold=not i, keep_end=not i)
         places = (
             (corner[0] + PAD + 0.06, start, points, weight, INK),
             (x + w / 2 - PAD, end, TEXT_PT, "normal", MUTED),
