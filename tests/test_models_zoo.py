@@ -1,11 +1,21 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fxfuse.models_zoo import ZOO, randomise
 from fxfuse.models_zoo.convnets import resnet18, resnet20, vgg11_bn
-from fxfuse.models_zoo.mlp import mlp
+from fxfuse.models_zoo.mlp import (
+    OTFusionMLP,
+    load_neuron_interpolation,
+    load_otfusion,
+    mlp,
+    neuron_interpolation_mlp,
+)
 from fxfuse.models_zoo.vit import vit_small
 
 
@@ -100,3 +110,17 @@ def test_usual_sizes() -> None:
 def test_an_mlp_needs_two_widths() -> None:
     with pytest.raises(ValueError, match="needs at least an input and an output"):
         mlp((784,))
+
+
+@pytest.mark.parametrize(
+    ("make", "load"), [(neuron_interpolation_mlp, load_neuron_interpolation), (OTFusionMLP, load_otfusion)]
+)
+def test_published_weights_are_read(
+    tmp_path: Path, make: Callable[[], nn.Module], load: Callable[[Path], nn.Module]
+) -> None:
+    model = randomise(make())
+    save_file(model.state_dict(), tmp_path / "parent.safetensors")
+    x = torch.randn(2, 1, 28, 28)
+    assert torch.equal(load(tmp_path / "parent.safetensors")(x), model(x))
+    with pytest.raises(FileNotFoundError, match="there is no weight file"):
+        load(tmp_path / "nothing.safetensors")
