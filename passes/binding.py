@@ -1,0 +1,116 @@
+"""Bind an example to ``forward``: which arguments are graph inputs and which are fixed."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxfuse.errors import DataError, TraceError, nearest
+from fxfuse.passes.openers import OPENERS
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Arguments of ``forward`` by name; ``tensors`` are those of them that are tensors, in order."""
+
+    positional: tuple[tuple[str, Any], ...]
+    named: tuple[tuple[str, Any], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The graph inputs."""
+        return tuple(value for _, value in (*self.positional, *self.named) if isinstance(value, Tensor))
+
+    def call(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments with ``tensors`` in the places of the bound ones."""
+        rest = iter(tensors)
+        args = tuple(next(rest) if isinstance(v, Tensor) else v for _, v in self.positional)
+        return args, {k: next(rest) if isinstance(v, Tensor) else v for k, v in self.named}
+
+
+def bind(module: nn.Module, example: Any, name: str) -> Bound:
+    """Match ``example`` with the signature of ``module.forward``.
+
+    Raises:
+        DataError: an argument is unknown, missing, or not a tensor where one is needed.
+    """
+    kwargs: Mapping[str, Any] = example if isinstance(example, Mapping) else {}
+    args = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
+    return _bind(module, tuple(args), dict(kwargs), name)
+
+
+def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Bound:
+    signature = inspect.signature(module.forward)
+    known = [p.name for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    loose = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    for key in kwargs:
+        if key not in known and not loose:
+            raise DataError(f"{name}: {type(module).__name__}.forward has no argument {key!r}; {nearest(key, known)}")
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise DataError(f"{name}: the example does not fit {type(module).__name__}.forward{signature}: {error}") from None
+    names = [n for n in known if n in signature.parameters]
+    positional = tuple((names[i] if i < len(names) else f"input_{i}", v) for i, v in enumerate(args))
+    bound = Bound(positional, tuple(kwargs.items()), ())
+    tensors = bound.tensors
+    if not tensors:
+        raise DataError(f"{name}: the example holds no tensor; give the tensors that forward takes")
+    for key, value in (*positional, *kwargs.items()):
+        if isinstance(value, Mapping | list | tuple) and _holds_tensor(value):
+            raise DataError(
+                f"{name}: argument {key!r} is a {type(value).__name__} of tensors; graph inputs must be tensors. "
+                "Trace a sub-module that takes tensors (submodule=)"
+            )
+    first = tensors[0]
+    if first.dim() == 0 or first.shape[0] == 0:
+        raise DataError(f"{name}: the first input must have a batch dimension with samples. Got shape {tuple(first.shape)}")
+    return bound
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return any(isinstance(v, Tensor) or (isinstance(v, Mapping | list | tuple) and _holds_tensor(v)) for v in value)
+
+
+def capture(module: nn.Module, example: Any, path: str, name: str) -> tuple[Bound, nn.Module]:
+    """The sub-module at ``path`` and the arguments that it receives when ``module`` runs on ``example``.
+
+    Raises:
+        TraceError: there is no such sub-module, or the run does not reach it.
+        DataError: the module rejects the example.
+    """
+    modules = dict(module.named_modules())
+    if path not in modules:
+        raise TraceError(f"{name} has no sub-module {path!r}; {nearest(path, modules)}"[:600])
+    target = modules[path]
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not caught:
+            caught.append((args, kwargs))
+
+    handle = target.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        args = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
+        kwargs = dict(example) if isinstance(example, Mapping) else {}
+        with torch.no_grad():
+            module(*args, **kwargs)
+    except Exception as error:
+        if not caught:
+            raise DataError(f"{name} rejects the example: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        handle.remove()
+    if not caught:
+        raise TraceError(f"{name}: running the example never reaches the sub-module {path!r}")
+    return _bind(target, *caught[0], f"{name}.{path}"), target
+
+
+def has_opener(module: nn.Module) -> bool:
+    """Whether the module itself is a composite ``torch.nn`` layer."""
+    return type(module) in OPENERS

@@ -1,0 +1,179 @@
+"""Graphs that own the user's whole state.
+
+``fx.GraphModule`` copies only what its graph reads and turns every buffer into a persistent one. A parent's state
+dict must survive exactly, so the graph's modules are *grafted*: a skeleton of plain containers carries every parameter
+and buffer of the user's module under the user's own name, used or not, tied or not, persistent or not.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+WHERE = "where"
+"""Key in ``node.meta``: the user's own source line, ``"swin.py:142"``."""
+SCOPE = "scope"
+"""Key in ``node.meta``: dotted path of the user's module that was running when the node was made."""
+
+_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class Container(nn.Module):
+    """A place in the user's module tree that holds parameters, buffers and children, and computes nothing."""
+
+    def forward(self, *_: Any) -> Any:
+        """Containers are never called."""
+        raise NotImplementedError("this module only holds parameters; call the graph that it belongs to")
+
+
+class CanonicalModule(fx.GraphModule):
+    """A graph module whose state dict is exactly the user's, also after ``copy.deepcopy``."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CanonicalModule":
+        root = Container()
+        memo[id(self)] = root  # whatever points back at the graph is not copied twice
+        for name in _STATE:
+            root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        twin = CanonicalModule(root, copy_graph(self.graph), "CanonicalModule")
+        graft(twin, root)
+        twin.training = self.training
+        twin.meta = dict(self.meta)
+        memo[id(self)] = twin
+        return twin
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of ``graph`` with the same node names and the nodes' ``meta`` copied one level deep."""
+    twin = fx.Graph(tracer_cls=graph._tracer_cls)
+    values: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        values[node] = twin.node_copy(node, lambda n: values[n])
+        values[node].meta = dict(node.meta)
+    return twin
+
+
+def graft(module: fx.GraphModule, root: nn.Module) -> None:
+    """Give ``module`` exactly the parameters, buffers and modules of ``root`` (shared, not copied)."""
+    for name in _STATE:
+        module.__dict__[name] = root.__dict__[name]
+
+
+def assemble(root: nn.Module, graph: fx.Graph) -> CanonicalModule:
+    """A graph module over ``root``'s state: leaf modules that ``graph`` calls stay, all others become containers.
+
+    Tensors that ``graph`` reads but that are neither parameters nor buffers of ``root`` become non-persistent buffers.
+    """
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    bones = skeleton(root, called)
+    for node in graph.nodes:
+        if node.op == "get_attr" and not has_attribute(bones, str(node.target)):
+            install(bones, str(node.target), attribute(root, str(node.target)))
+    result = CanonicalModule(bones, graph, "CanonicalModule")
+    graft(result, bones)
+    return result
+
+
+def skeleton(root: nn.Module, called: set[str]) -> nn.Module:
+    """The module tree of ``root`` without its code: modules in ``called`` and ``torch.nn`` leaves stay as they are."""
+    made: dict[int, nn.Module] = {}
+
+    def build(module: nn.Module, path: str) -> nn.Module:
+        if id(module) in made:
+            return made[id(module)]
+        if path and (path in called or is_torch_leaf(module)):
+            made[id(module)] = module
+            return module
+        bone = made[id(module)] = _bone(module)
+        for name, child in module._modules.items():
+            inner = f"{path}.{name}" if path else name
+            if child is not None and (_has_state(child) or any(_inside(target, inner) for target in called)):
+                bone.add_module(name, build(child, inner))
+        return bone
+
+    return build(root, "")
+
+
+def _bone(module: nn.Module) -> Container:
+    bone = Container()
+    bone.training = module.training
+    for name, parameter in module._parameters.items():
+        bone.register_parameter(name, parameter)
+    for name, buffer in module._buffers.items():
+        bone.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+    return bone
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def _inside(target: str, path: str) -> bool:
+    return target == path or target.startswith(path + ".")
+
+
+def is_torch_leaf(module: nn.Module) -> bool:
+    """Whether ``module`` is a plain ``torch.nn`` layer with state of its own: a convolution, a norm, an LSTM ...
+
+    Stateless layers are functions, composite ones (attention, transformers, containers) are opened, and layers whose
+    weights are computed (parametrisations, hooks) show their computation.
+    """
+    if not type(module).__module__.startswith("torch.nn.modules") or type(module).__name__ in _OPENED:
+        return False
+    if not module._parameters and not module._buffers:
+        return False
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    return not any(hooks) and not module._modules and not parametrize.is_parametrized(module)
+
+
+_OPENED = frozenset({"MultiheadAttention", "ParameterList", "ParameterDict"})
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """The attribute at a dotted path."""
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def has_attribute(root: nn.Module, path: str) -> bool:
+    """Whether there is an attribute at a dotted path."""
+    value: Any = root
+    for part in path.split("."):
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+def install(root: nn.Module, path: str, value: Any) -> None:
+    """Put a constant tensor at a dotted path as a non-persistent buffer, making containers on the way."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the attribute {path!r} is not a tensor but a {type(value).__name__}")
+    *parents, last = path.split(".")
+    owner = root
+    for part in parents:
+        if part not in owner._modules:
+            owner.add_module(part, Container())
+        owner = owner.get_submodule(part)
+    owner.register_buffer(last, value.detach(), persistent=False)
+
+
+def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` at a dotted path, in the place of what is there, wherever that very object occurs."""
+    *parents, last = path.split(".")
+    owner = root.get_submodule(".".join(parents))
+    old = owner._modules.get(last)
+    owner.add_module(last, module)
+    if old is not None:
+        for other in list(root.modules()):
+            for name, child in other._modules.items():
+                if child is old:
+                    other._modules[name] = module
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a probed value is one tensor."""
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,275 @@
+"""Make in-place operators functional.
+
+A write ``t.op_(...)`` becomes ``t' = t.op(...)``; from there on every reader of ``t`` reads ``t'``. If ``t`` is a view,
+its base is rebuilt with ``t'`` in its place (the view's inverse: scatter for slices, reshape for reshapes, transpose
+for transposes), up to the tensor that owns the memory, and every other view of that tensor which is read later is
+taken again from the rebuilt base.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from fxfuse.errors import GraphError
+from fxfuse.passes.graphs import WHERE
+from fxfuse.passes.normalizing.aliases import Aliases, inplace_flag, mutated, without_inplace_flag
+from fxfuse.passes.probing import PROBE, Editor
+
+_PURE_OPERATOR = {
+    getattr(operator, f"i{name}"): getattr(operator, name)
+    for name in "add sub mul truediv floordiv mod pow matmul xor lshift rshift".split()
+} | {operator.iand: operator.and_, operator.ior: operator.or_}
+
+
+def functionalize(module: fx.GraphModule) -> int:
+    """Replace every in-place operator on data by its functional form."""
+    _clear_flags(module.graph)
+    writes = {node: target for node in module.graph.nodes if (target := mutated(node)) is not None}
+    if not writes:
+        return 0
+    memory = _Memory(module, writes)
+    for node in list(module.graph.nodes):
+        memory.redirect(node)
+        if node in writes:
+            memory.write(node)
+    for node in reversed(writes):
+        module.graph.erase_node(node)
+    return len(writes)
+
+
+def _clear_flags(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_function" and inplace_flag(node) is False:
+            node.args, node.kwargs = without_inplace_flag(node)
+
+
+class _Memory:
+    """What every node's memory holds by now, as a node of the functional graph."""
+
+    def __init__(self, module: fx.GraphModule, writes: dict[fx.Node, fx.Node]) -> None:
+        self.edit = Editor(module)
+        self.writes = writes
+        self.aliases = Aliases(module.graph)
+        self.order = {node: i for i, node in enumerate(module.graph.nodes)}
+        self.last_read = {n: max((self.order[u] for u in n.users), default=-1) for n in module.graph.nodes}
+        self.arguments = {n: (n.args, n.kwargs) for n in module.graph.nodes}
+        self.now: dict[fx.Node, fx.Node] = {}
+
+    def redirect(self, node: fx.Node) -> None:
+        """Let ``node`` read what its inputs hold by now."""
+        if any(n in self.now for n in node.all_input_nodes):
+            node.args = fx.map_arg(node.args, self._held)  # type: ignore[assignment]  # a tuple stays a tuple
+            node.kwargs = fx.map_arg(node.kwargs, self._held)  # type: ignore[assignment]
+
+    def _held(self, node: fx.Node) -> fx.Node:
+        return self.now.get(node, node)
+
+    def write(self, node: fx.Node) -> None:
+        """Carry out the write that ``node`` stands for, and tell every alias."""
+        target = self.writes[node]
+        with self.edit.at(node):
+            value = _pure(self.edit, node, self._held(target))
+            self.now[target] = value
+            path = [target]
+            while (view := path[-1]) in self.aliases.parent:
+                base = self.aliases.parent[view]
+                held = self.now[view]
+                self.now[base] = held if view in self.writes else _put_back(self.edit, view, self._held(base), held)
+                path.append(base)
+            for view in self.aliases.below(path[-1]):
+                if view not in path and self.order[view] < self.order[node] and self._read_after(view, node):
+                    self.now[view] = self._take_again(view)
+        self.now[node] = self.now[target]
+
+    def _read_after(self, view: fx.Node, node: fx.Node) -> bool:
+        views = (view, *self.aliases.below(view))
+        return any(self.last_read[v] > self.order[node] for v in views)
+
+    def _take_again(self, view: fx.Node) -> fx.Node:
+        if view in self.writes:
+            return self._held(self.writes[view])
+        args, kwargs = (fx.map_arg(a, self._held) for a in self.arguments[view])
+        if view.op == "call_method":
+            return self.edit.method(str(view.target), *args, **kwargs)
+        return self.edit.call(view.target, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def _pure(edit: Editor, node: fx.Node, target: fx.Node) -> fx.Node:
+    """The value that ``node`` would have written to ``target``, with the shape and type of ``target``."""
+    operator_: Any = node.target
+    if operator_ is operator.setitem or operator_ == "__setitem__":
+        return scatter(edit, target, node.args[1], node.args[2])
+    if inplace_flag(node):
+        args, kwargs = without_inplace_flag(node)
+        value = edit.call(operator_, *args, **kwargs)
+    elif operator_ in _PURE_OPERATOR:
+        value = edit.call(_PURE_OPERATOR[operator_], *node.args)
+    elif node.op == "call_method":
+        value = _pure_method(edit, str(operator_), node)
+    elif isinstance(operator_, torch._ops.OpOverload):
+        value = edit.call(_pure_overload(operator_, node), *node.args, **node.kwargs)
+    elif "out" in node.kwargs:
+        value = edit.call(operator_, *node.args, **{k: v for k, v in node.kwargs.items() if k != "out"})
+    else:
+        name = operator_.__name__[:-1]
+        pure = getattr(torch, name, None) or getattr(F, name, None)
+        if pure is None:
+            raise _no_form(node)
+        value = edit.call(pure, *node.args, **node.kwargs)
+    return _as_written(edit, value, target)
+
+
+def _pure_method(edit: Editor, name: str, node: fx.Node) -> fx.Node:
+    if name == "copy_":
+        return node.args[1] if isinstance(node.args[1], fx.Node) else edit.call(torch.full_like, *node.args[:2])
+    if name == "zero_":
+        return edit.call(torch.zeros_like, node.args[0])
+    if name == "fill_":
+        return edit.method("masked_fill", node.args[0], edit.call(torch.ones_like, node.args[0], dtype=torch.bool), node.args[1])
+    if not hasattr(Tensor, name[:-1]):
+        raise _no_form(node)
+    return edit.method(name[:-1], *node.args, **node.kwargs)
+
+
+def _pure_overload(target: Any, node: fx.Node) -> Callable[..., Any]:
+    packet = target._schema.name.split("::")[1]
+    space = getattr(torch.ops, target.namespace)
+    if packet == "copy_":
+        return copied
+    pure = getattr(space, packet.rstrip("_"), None) if packet.endswith("_") else None
+    if pure is None or target._overloadname not in pure.overloads():
+        raise _no_form(node)
+    return getattr(pure, target._overloadname)  # type: ignore[no-any-return]
+
+
+def copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: ARG001
+    """What ``target.copy_(source)`` leaves in ``target``."""
+    return source.to(target.dtype).expand(target.shape)
+
+
+def _no_form(node: fx.Node) -> GraphError:
+    return GraphError(
+        f"no functional form for the in-place operator {node.target} at {node.meta.get(WHERE, '?')}; "
+        "rewrite the line without writing in place"
+    )
+
+
+def _as_written(edit: Editor, value: fx.Node, target: fx.Node) -> fx.Node:
+    """``value`` as it would look after being stored in ``target``: same type, same shape."""
+    have, want = value.meta[PROBE], target.meta[PROBE]
+    if have[0].dtype != want[0].dtype:
+        value = edit.method("to", value, edit.call(getattr, target, "dtype"))
+    if any(h.shape != w.shape for h, w in zip(have, want, strict=True)):
+        value = edit.method("expand_as", value, target)
+    return value
+
+
+def _put_back(edit: Editor, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.Node:
+    """``base`` with ``value`` where ``view`` looks at it."""
+    name = view.target if isinstance(view.target, str) else getattr(view.target, "__name__", str(view.target))
+    name = str(name).split(".")[0]
+    if name in {"contiguous", "to", "detach", "alias", "float", "type_as", "clone"}:
+        return value
+    if view.target is operator.getitem:
+        return scatter(edit, base, view.args[1], value)
+    shape = view.meta[PROBE][0].shape
+    rest = [*view.args[1:], *view.kwargs.values()]
+    if name in {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}:
+        return edit.method("view_as", edit.method("contiguous", value), base)
+    if name in {"transpose", "swapaxes", "t"}:
+        dims = rest if len(rest) == 2 else [0, 1]
+        return edit.call(torch.transpose, value, *dims)
+    if name == "permute":
+        dims = list(rest[0]) if isinstance(rest[0], tuple | list) else rest
+        inverse = [0] * len(shape)
+        for position, dim in enumerate(dims):
+            inverse[dim % len(shape)] = position
+        return edit.call(torch.permute, value, tuple(inverse))
+    if name == "select":
+        return edit.call(torch.select_scatter, base, value, *rest)
+    if name in {"narrow", "slice"}:
+        dim, start, length = (rest + [None] * 3)[:3]
+        stop = length if name == "slice" else edit.call(operator.add, start, length)
+        return edit.call(torch.slice_scatter, base, value, dim, start, stop)
+    raise GraphError(
+        f"a view made by {name} at {view.meta.get(WHERE, '?')} is written in place, and {name} cannot be inverted; "
+        "rewrite the line without writing in place"
+    )
+
+
+def scatter(edit: Editor, base: fx.Node, index: Any, value: Any) -> fx.Node:
+    """``base`` after ``base[index] = value``, from functional operators only."""
+    items = list(index) if isinstance(index, tuple | list) else [index]
+    rank = base.meta[PROBE][0].dim()
+    plain = [_is_basic(item) for item in items]
+    if not all(plain):
+        return _scatter_tensor(edit, base, items, value)
+    used = sum(item is not None and item is not Ellipsis for item in items)
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items = [*items[:at], *[slice(None)] * (rank - used), *items[at + 1 :]]
+    return _scatter_plain(edit, base, items, 0, value)
+
+
+def _is_basic(item: Any) -> bool:
+    if isinstance(item, fx.Node):
+        return not isinstance(item.meta[PROBE][0], Tensor)
+    return item is None or item is Ellipsis or isinstance(item, int | slice) and not isinstance(item, bool)
+
+
+def _scatter_plain(edit: Editor, base: fx.Node, items: list[Any], dim: int, value: Any) -> fx.Node:
+    """Peel one index after the other: ``base' = put(base, put(take(base), rest, value))``."""
+    while items and isinstance(items[0], slice) and items[0] == slice(None):
+        items, dim = items[1:], dim + 1
+    if not items:
+        return _filled(edit, base, value)
+    item, rest = items[0], items[1:]
+    if item is None:
+        raise GraphError("writing through a new axis (x[None] = v) has no functional form here; drop the None")
+    if isinstance(item, slice):
+        bounds = (item.start, item.stop, item.step or 1)
+        inner = edit.call(operator.getitem, base, (*[slice(None)] * dim, item))
+        new = _scatter_plain(edit, inner, rest, dim + 1, value)
+        return edit.call(torch.slice_scatter, base, new, dim, *bounds)
+    inner = edit.call(torch.select, base, dim, item)
+    new = _scatter_plain(edit, inner, rest, dim, value)
+    return edit.call(torch.select_scatter, base, new, dim, item)
+
+
+def _filled(edit: Editor, like: fx.Node, value: Any) -> fx.Node:
+    if not isinstance(value, fx.Node) or not isinstance(value.meta[PROBE][0], Tensor):
+        return edit.call(torch.full_like, like, value)
+    rank, have = like.meta[PROBE][0].dim(), value.meta[PROBE][0].dim()
+    for _ in range(have - rank):  # leading dimensions of size one, as assignment allows
+        value = edit.call(torch.squeeze, value, 0)
+    return _as_written(edit, value, like)
+
+
+def _scatter_tensor(edit: Editor, base: fx.Node, items: list[Any], value: Any) -> fx.Node:
+    """Indices that are tensors: a mask over leading dimensions or integer positions."""
+    first = items[0]
+    is_value = isinstance(value, fx.Node) and isinstance(value.meta[PROBE][0], Tensor)
+    if len(items) == 1 and isinstance(first, fx.Node) and first.meta[PROBE][0].dtype == torch.bool:
+        if not is_value:
+            mask = first
+            for _ in range(base.meta[PROBE][0].dim() - first.meta[PROBE][0].dim()):
+                mask = edit.call(torch.unsqueeze, mask, -1)
+            return edit.method("masked_fill", base, mask, value)
+    if not is_value:
+        value = edit.method("new_full", base, (), value)
+    if not all(isinstance(i, fx.Node) or i == slice(None) for i in items) or not isinstance(items[0], fx.Node):
+        return edit.call(index_put_slices, base, tuple(items), value)
+    if any(i == slice(None) for i in items):
+        return edit.call(index_put_slices, base, tuple(items), value)
+    return edit.call(torch.index_put, base, tuple(items), value)
+
+
+def index_put_slices(base: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor:
+    """A copy of ``base`` after ``base[index] = value``, for indices that mix tensors with slices."""
+    result = base.clone()
+    result[index] = value
+    return result

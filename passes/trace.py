@@ -1,0 +1,161 @@
+"""Trace: a module and an example become a ``Program``, a canonical graph that provably computes the same.
+
+Front ends, in order: ``torch.fx`` with proxies that know their values (:mod:`fxfuse.passes.symbolic`), ``torch.export``
+(:mod:`fxfuse.passes.lift`) where that fails, and at last ``torch.fx`` with the innermost failing module as a leaf. What
+comes out is normalised (:mod:`fxfuse.passes.normalize`) and compared with the original on random inputs at two batch
+sizes. The parent itself is never touched: everything works on a copy.
+"""
+
+import copy
+import linecache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxfuse.errors import DataError, FuseError, TraceError
+from fxfuse.passes.binding import Bound, bind, capture
+from fxfuse.passes.checking import check_equal, outputs_at, random_like
+from fxfuse.passes.graphs import CanonicalModule, assemble
+from fxfuse.passes.lift import export_trace
+from fxfuse.passes.normalize import normalize
+from fxfuse.passes.probing import LANES, PROBE, at_batch, clear_probes
+from fxfuse.passes.symbolic import is_user_file, symbolic_trace
+from fxfuse.types import FrontEnd, Program
+
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+def trace(
+    module: nn.Module,
+    example: Example,
+    *,
+    name: str = "parent",
+    leaves: Sequence[str] = (),
+    submodule: str | None = None,
+    front_end: Literal["auto", "fx", "export"] = "auto",
+) -> Program:
+    """Turn ``module`` into a canonical graph.
+
+    Args:
+        module: the trained network; copied, never changed.
+        example: what ``forward`` takes: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+            Tensors become graph inputs, everything else (and every argument not given) is fixed at its value. The first
+            dimension of the first tensor is the batch; tensors with the same first dimension share it.
+        name: how messages call this network.
+        leaves: paths or class names of modules to keep as one opaque node.
+        submodule: path of a module inside ``module``; only that one is traced, on the inputs that it receives when
+            ``module`` runs on ``example``.
+        front_end: which front end may be used.
+
+    Returns:
+        A program whose module has the state dict of ``module`` (or of the sub-module), to the letter.
+
+    Raises:
+        TraceError: no front end can follow the code; the message names the line.
+        DataError: the module rejects the example.
+    """
+    twin = copy.deepcopy(module).eval()
+    if submodule is not None:
+        bound, twin = capture(twin, example, submodule, name)
+    else:
+        bound = bind(twin, example, name)
+    inputs = [random_like(bound.tensors, size, seed) for seed, size in enumerate(LANES)]
+    expected = [outputs_at(twin, bound, x, name) for x in inputs]
+    failures: list[str] = []
+    for attempt in _attempts(front_end):
+        try:
+            program = attempt(twin, bound, tuple(leaves))
+            check_equal(twin, program.module, bound, inputs, expected)
+        except Exception as error:
+            failures.append(f"{attempt.__name__.strip('_')}: {describe(error)}")
+            continue
+        notes = (*bound.notes, *(f"{failure}" for failure in failures), *program.notes)
+        return Program(name, program.module, at_batch(bound.tensors, max(2, _batch(bound))), program.front_end, notes)
+    raise TraceError(
+        f"{name} cannot be turned into a graph. {'; '.join(failures)}. Name a module to keep whole with leaves=, "
+        "or trace only a part with submodule="
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    module: CanonicalModule
+    front_end: FrontEnd
+    notes: tuple[str, ...]
+
+
+Attempt = Callable[[nn.Module, Bound, tuple[str, ...]], _Traced]
+
+
+def _attempts(front_end: str) -> list[Attempt]:
+    known: dict[str, list[Attempt]] = {
+        "auto": [torch_fx, torch_export, torch_fx_with_leaves],
+        "fx": [torch_fx, torch_fx_with_leaves],
+        "export": [torch_export],
+    }
+    if front_end not in known:
+        raise TraceError(f"front_end must be one of {', '.join(map(repr, known))}. Got {front_end!r}")
+    return known[front_end]
+
+
+def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
+    """Symbolic tracing."""
+    graph, prober = symbolic_trace(_private(module), bound.tensors, (bound.positional, bound.named), leaves)
+    result = assemble(module, graph)
+    result.meta[PROBE] = prober
+    return _finish(result, bound, "fx", ())
+
+
+def torch_export(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
+    """``torch.export`` with a dynamic batch."""
+    del leaves
+    return _finish(export_trace(module, bound), bound, "export", ())
+
+
+def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
+    """Symbolic tracing, with each module that cannot be followed kept as a leaf."""
+    found: list[str] = []
+    while True:
+        try:
+            traced = torch_fx(module, bound, (*leaves, *found))
+        except FuseError as error:
+            inner = getattr(error, "scope", "")
+            if not inner or inner in found:
+                raise
+            found.append(inner)
+            continue
+        note = tuple(f"{path} is kept as one opaque node: its code cannot be followed" for path in found)
+        return _Traced(traced.module, "fx", (*traced.notes, *note))
+
+
+def _private(module: nn.Module) -> nn.Module:
+    return module
+
+
+def _finish(result: CanonicalModule, bound: Bound, front_end: FrontEnd, notes: tuple[str, ...]) -> _Traced:
+    changed = normalize(result, bound.tensors)
+    clear_probes(result)
+    result.eval()
+    return _Traced(result, front_end, (*notes, *changed))
+
+
+def _batch(bound: Bound) -> int:
+    first = bound.tensors[0]
+    return first.shape[0] if first.dim() else 2
+
+
+def describe(error: BaseException) -> str:
+    """An error with the innermost line of the user's code that it came through."""
+    place = ""
+    step = error.__traceback__
+    while step is not None:
+        file, line = step.tb_frame.f_code.co_filename, step.tb_lineno
+        if is_user_file(file):
+            place = f" at {Path(file).name}:{line} `{linecache.getline(file, line).strip()}`"
+        step = step.tb_next
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return f"{text}{place}"
