@@ -84,7 +84,9 @@ class OutputFolder:
     def __init__(
         self, path: str | Path, identity: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False
     ) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(os.path.abspath(Path(path).expanduser()))
+        if not self.path.name:
+            raise OutputError(f"{self.path} cannot be the output folder; name a folder that may be made.")
         self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.folder = self.partial / "result"
         self.identity = json.loads(json.dumps(dict(identity), sort_keys=True, default=str))
@@ -115,8 +117,6 @@ class OutputFolder:
             self._discard()
 
     def _check_target(self) -> None:
-        if not self.path.name:
-            raise OutputError(f"{self.path} cannot be the output folder; name a folder that may be made.")
         if not os.path.lexists(self.path):
             return
         if not self.path.is_dir():

@@ -7,6 +7,7 @@ with ``weights_only=True``; compiled libraries and custom objects are refused ou
 
 import io
 import json
+import logging
 import pickle
 import warnings
 import zipfile
@@ -32,6 +33,8 @@ def load_program(path: Path, subject: str) -> nn.Module:
     if not path.is_file():
         raise SourceError(f"{subject}: there is no file {path}{beside(path)}")
     _refuse_code(path, subject)
+    log = logging.getLogger("torch.export")  # it would tell of an error before we do, with a traceback
+    was_disabled, log.disabled = log.disabled, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the age of the format
@@ -39,21 +42,23 @@ def load_program(path: Path, subject: str) -> nn.Module:
     except Exception as error:
         # torch documents no exceptions here, and a damaged archive raises nearly anything.
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SourceError(f"{subject}: {path} is not a program that torch.export.load reads: {text}") from error
+        raise SourceError(f"{subject}: {path} cannot be read by torch.export.load, or it is damaged: {text}") from error
+    finally:
+        log.disabled = was_disabled
 
 
 def _refuse_code(path: Path, subject: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in _pickles(archive):
-                torch.load(io.BytesIO(archive.read(member)), map_location="cpu", weights_only=True)
+                content = archive.read(member)
+                try:
+                    torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                except pickle.UnpicklingError:
+                    raise _NeedsCodeError(unsafe_global(content) or "an object that is no tensor") from None
     except _NeedsCodeError as found:
         what = str(found)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        what = unsafe_global(error)
-        if not what:
-            raise SourceError(f"{subject}: {path} is damaged: a tensor file in it cannot be read.") from None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(f"{subject}: {path} is not a torch.export program, or it is damaged ({text}).") from None
     else:

@@ -6,6 +6,7 @@ Paths in a recipe file are relative to the folder that holds the file.
 """
 
 import os
+import re
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -202,11 +203,9 @@ def split_source(source: str) -> tuple[str, str, str]:
     >>> split_source("zoo/net.py:build(width=32)")
     ('zoo/net.py', '(width=32)', 'build')
     """
-    head, paren, call = source.partition("(") if ":" in source.partition("(")[0] else (source, "", "")
-    place, colon, factory = head.rpartition(":")
-    if not colon or not factory.replace(".", "").isidentifier():
-        return source, "", ""
-    return place, paren + call, factory
+    # The first colon that a name follows: a drive's is followed by a slash, one in the arguments comes later.
+    found = re.fullmatch(r"(.+?):([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(\(.*\))?", source, re.DOTALL)
+    return (found[1], found[3] or "", found[2]) if found else (source, "", "")
 
 
 # ------------------------------------------------------------------------------------------------------------- YAML

@@ -5,8 +5,12 @@ mapping that holds one under ``state_dict``, ``model_state_dict``, ``model`` or 
 puts before every key (``module.`` of data parallelism, ``_orig_mod.`` of compilation) is removed, and said.
 """
 
+import contextlib
+import io
 import pickle
+import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +27,8 @@ from fxfuse.factories import beside
 
 NESTS = ("state_dict", "model_state_dict", "model", "module")
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+HARMLESS = r"torch\._utils\.\w+|torch\.\w+|torch\.storage\.\w+|collections\.OrderedDict|_codecs\.encode"
+"""What pickled state dicts import: builders of tensors, storages, types."""
 SHOWN = 4
 """How many keys a message lists."""
 
@@ -68,24 +74,42 @@ def _torch_load(path: Path, subject: str) -> Any:
             "save its state_dict() with torch.save or safetensors and give that."
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if unsafe := unsafe_global(error):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the version of the pickle format
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if unsafe := unsafe_global(path.read_bytes()):
             raise WeightsError(
                 f"{subject}: {path} needs code to be executed when it is loaded ({unsafe}), which is refused; load it "
                 "where you trust it and save model.state_dict() with torch.save or safetensors."
             ) from None
         raise WeightsError(f"{subject}: {path} is not a file that torch.load reads, or it is damaged.") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise WeightsError(f"{subject}: {path} cannot be read by torch.load: {_brief(error)}.") from None
 
 
-def unsafe_global(error: BaseException) -> str:
-    """What a pickle wanted to import, from the message of torch's restricted unpickler; empty if it was not that."""
-    found = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|dangerous import) ([\w.<>]+)", str(error))
-    if found:
-        return found.group(1)
-    return "an unknown object" if "Unsupported operand" in str(error) or "allowed globals" in str(error) else ""
+def unsafe_global(content: bytes) -> str:
+    """The first thing that a pickle would import beyond what state dicts need; empty if it imports nothing else.
+
+    ``content`` is a bare pickle or a zip archive as ``torch.save`` writes it. The pickle is read, not executed.
+    """
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(io.BytesIO(content)) as archive:
+            content = archive.read(next((n for n in archive.namelist() if n.endswith("data.pkl")), ""))
+    strings: list[str] = []
+    with contextlib.suppress(ValueError, IndexError, UnicodeDecodeError):  # a damaged pickle ends early
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name in ("GLOBAL", "INST"):
+                found = str(argument).replace(" ", ".")
+            elif operation.name == "STACK_GLOBAL":
+                found = ".".join(strings[-2:])
+            else:
+                if isinstance(argument, str):
+                    strings.append(argument)
+                continue
+            if not re.fullmatch(HARMLESS, found):
+                return found
+    return ""
 
 
 def is_torchscript(path: Path) -> bool:

@@ -1,0 +1,325 @@
+"""Calibration and evaluation data from wherever it lies, as ``fxfuse.samples.Samples``.
+
+How inputs and labels are told apart is described in ``fxfuse.items``, what is kept in memory in ``fxfuse.holders``.
+
+Inputs that came under names (a mapping's keys) keep them: ``input_names(samples)`` gives them in the order of a
+batch's inputs, so that each can be bound to the argument of that name of the model's ``forward``.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils import data as torch_data
+
+from fxfuse.arrays import SUFFIXES, read_arrays
+from fxfuse.errors import DataError, FuseError
+from fxfuse.factories import Reference, beside
+from fxfuse.folders import image_folder, torchvision_dataset
+from fxfuse.holders import ArraySamples, ItemSamples, told
+from fxfuse.items import Parts, Picker
+from fxfuse.preprocess import Transform, as_tensor
+from fxfuse.recipe import DataSpec, Limit, Preprocessing, split_source
+from fxfuse.samples import Samples, Subset, batches
+from fxfuse.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How an object is to be read: what ``samples_from`` was asked for."""
+
+    description: str
+    preprocessing: Preprocessing
+    inputs: tuple[int | str, ...] | None = None
+    labels: bool | int | str = True
+    limit: Limit | None = None
+    batched: bool | None = None
+    narrow: bool = False
+
+    def picker(self, single: bool) -> Picker:
+        """Labels that only serve to choose a balanced part are read here and dropped after the choice."""
+        balanced = self.labels is False and self.limit is not None and self.limit.how == "balanced"
+        return Picker(self.inputs, True if balanced else self.labels, single)
+
+
+def samples_from(
+    data: object,
+    *,
+    preprocessing: Preprocessing | None = None,
+    inputs: tuple[int | str, ...] | None = None,
+    labels: bool | int | str = True,
+    limit: Limit | int | None = None,
+    batched: bool | None = None,
+) -> Samples:
+    """Samples from a spec, a path, or nearly any Python object that holds data.
+
+    * ``DataSpec``: see there; it brings its own settings. A string or path stands for its ``source``.
+    * ``Samples``: taken as they are, but for ``limit`` and ``labels=False``.
+    * A tensor or array (first dimension the sample), a tuple or mapping of them, a ``TensorDataset``.
+    * A torch ``Dataset``, or anything with ``__len__`` and ``__getitem__`` that is no list: single samples.
+    * A ``DataLoader`` or any other iterable: batches, which are read once and kept. ``batched=False`` says that an
+      iterable gives single samples; that is also assumed where the first item is an image or has a single label.
+      An endless iterable needs a ``limit`` of the first samples.
+
+    numpy's float64 becomes float32; a torch tensor keeps its floating type. Raises ``DataError`` for data that cannot
+    be read.
+    """
+    chosen = Limit(count=limit) if isinstance(limit, int) else limit
+    settings = preprocessing or Preprocessing()
+    if isinstance(data, str | Path):
+        path = str(data)
+        data = DataSpec(
+            source=path, preprocessing=settings, inputs=inputs, labels=labels, limit=chosen, batched=batched
+        )
+    if isinstance(data, DataSpec):
+        data, reading = _open(data)
+    else:
+        description = f"{type(data).__name__} given in Python"
+        reading = _Reading(description, settings, inputs, labels, chosen, batched)
+    samples = data if _is_samples(data) else _read(data, reading)
+    if reading.limit is not None:
+        samples = Subset(samples, _chosen(samples, reading.limit))
+    return Unlabelled(samples) if reading.labels is False and samples.labelled else samples
+
+
+def input_names(samples: Samples) -> tuple[str, ...] | None:
+    """The names of the inputs in a batch's order, or ``None`` where they are to be bound by position."""
+    names: tuple[str, ...] | None = _attribute(samples, "names")
+    return names
+
+
+def class_names(samples: Samples) -> tuple[str, ...] | None:
+    """The names of the classes in the labels' order, where the data has them."""
+    names: tuple[str, ...] | None = _attribute(samples, "classes")
+    return names
+
+
+class Unlabelled:
+    """Other samples without their labels."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        self.labelled = False
+
+    @property
+    def description(self) -> str:
+        """What the samples are."""
+        return f"{self.samples.description}, labels not used"
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, indices: Tensor) -> Batch:
+        """The inputs at ``indices``."""
+        return self.samples.take(indices)[0], None
+
+
+# ----------------------------------------------------------------------------------------------------------- checks
+
+
+def check(
+    samples: Samples, num_classes: int | None = None, *, what: str = "calibration data", at_most: int | None = None
+) -> None:
+    """Raise ``DataError`` unless the samples can be used.
+
+    There must be two or more; inputs must be finite and of one shape; labels, if any, must be class indices from 0,
+    below ``num_classes`` if that is given. Reads all samples, or the first ``at_most``. ``what`` names the data in
+    messages.
+    """
+    subject = f"The {what} ({samples.description})"
+    if len(samples) == 0:
+        raise DataError(f"{subject} is empty.")
+    if len(samples) == 1:
+        raise DataError(f"{subject} has one sample; at least two are needed, a few hundred are better.")
+    read = samples if at_most is None or at_most >= len(samples) else Subset(samples, torch.arange(at_most))
+    start, shapes = 0, None
+    for inputs, labels in batches(read, 256):
+        for number, x in enumerate(inputs):
+            _check_finite(x, subject, "" if len(inputs) == 1 else f"input {number} of ", start)
+        if shapes is None:
+            shapes = [x.shape[1:] for x in inputs]
+        if shapes != (found := [x.shape[1:] for x in inputs]):
+            both = f"{[tuple(s) for s in found]} and {[tuple(s) for s in shapes]}"
+            raise DataError(f"{subject} has samples of different shapes: {both}, at sample {start}.")
+        if labels is not None:
+            _check_labels(labels, num_classes, subject, start)
+        start += len(inputs[0])
+
+
+def _check_finite(x: Tensor, subject: str, part: str, start: int) -> None:
+    if not (x.is_floating_point() or x.is_complex()) or bool(torch.isfinite(x).all()):
+        return
+    bad = ~torch.isfinite(x)
+    first = int(bad.flatten(1).any(1).nonzero()[0]) if x.ndim > 1 else int(bad.nonzero()[0])
+    kind = "NaN" if bool(torch.isnan(x[first]).any()) else "infinite"
+    raise DataError(f"{subject}: {part}sample {start + first} has {kind} values; every input must be finite.")
+
+
+def _check_labels(labels: Tensor, num_classes: int | None, subject: str, start: int) -> None:
+    if labels.is_floating_point() or labels.ndim != 1:
+        raise DataError(
+            f"{subject}: labels must be one class index per sample. Got {labels.dtype} of shape {tuple(labels.shape)}; "
+            "say `labels: false` to do without."
+        )
+    wrong = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        bound = "not be negative" if num_classes is None else f"lie in 0..{num_classes - 1}, the model's classes"
+        raise DataError(f"{subject}: labels must {bound}. Got {int(labels[first])} at sample {start + first}.")
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _open(spec: DataSpec) -> tuple[object, _Reading]:
+    """The object behind a spec, and how it is to be read."""
+    place, _, factory = split_source(spec.source)
+    path = Path(spec.source).expanduser()
+    reading = _Reading(path.name, spec.preprocessing, spec.inputs, spec.labels, spec.limit, spec.batched)
+    if factory and place == "torchvision":
+        split = f" {spec.split}" if spec.split else ""
+        return torchvision_dataset(factory, spec), replace(reading, description=f"torchvision {factory}{split}")
+    if factory:
+        made = Reference(spec.source, f"data {spec.source!r}", DataError).make(spec.args)
+        return made.value, replace(reading, description=spec.source)
+    if path.suffix in SUFFIXES:
+        arrays = read_arrays(path)
+        if isinstance(spec.labels, str) and spec.labels.endswith(".npy"):
+            arrays["labels"] = read_arrays(Path(spec.labels).expanduser())["inputs"]
+            reading = replace(reading, labels="labels")
+        # Files hold what numpy or an exporter wrote by default; float32 is what models take.
+        return arrays, replace(reading, narrow=True)
+    if path.is_dir():
+        return image_folder(path), reading
+    if path.exists():
+        kinds = ", ".join(SUFFIXES)
+        raise DataError(f"{path} is no data that can be read; give an image folder, {kinds}, or 'module:factory'.")
+    raise DataError(f"There is no data at {path}{beside(path)}")
+
+
+def _read(data: Any, reading: _Reading) -> ArraySamples | ItemSamples:
+    """Samples of a Python object."""
+    if isinstance(data, torch_data.TensorDataset):
+        data = data.tensors
+    if isinstance(data, Tensor | np.ndarray | tuple | Mapping):
+        with told(reading.description):
+            return _arrays(reading.picker(single=False)(data), reading)
+    is_items = isinstance(data, torch_data.Dataset) and not isinstance(data, torch_data.IterableDataset)
+    like_items = hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list)
+    if (is_items or like_items) and not reading.batched:
+        return ItemSamples(data, reading.picker(single=True), Transform(reading.preprocessing), reading.description)
+    if not isinstance(data, Iterable):
+        raise DataError(f"{reading.description} is no data: give a tensor, a data set or an iterable of batches.")
+    if isinstance(data, torch_data.IterableDataset) and reading.batched is None:
+        reading = replace(reading, batched=False)
+    return _collect(iter(data), reading)
+
+
+def _collect(items: Iterator[Any], reading: _Reading) -> ArraySamples | ItemSamples:
+    """Read an iterable once: all of it, or until it has given the first samples that are wanted."""
+    one, many = reading.picker(single=True), reading.picker(single=False)
+    enough = reading.limit.count if reading.limit is not None and reading.limit.how == "first" else None
+    batched, count = reading.batched, 0
+    kept: list[Any] = []
+    with _running(reading.description):
+        for item in items:
+            if batched is None:
+                batched = not _is_single(item, one)
+            kept.append(many(item) if batched else item)
+            count += len(kept[-1].inputs[0]) if batched else 1
+            if enough is not None and count >= enough:
+                break
+    if not kept:
+        raise DataError(f"{reading.description} is empty.")
+    if not batched:
+        return ItemSamples(kept, one, Transform(reading.preprocessing), reading.description)
+    with told(reading.description):
+        columns = zip(*(parts.inputs for parts in kept), strict=True)
+        inputs = tuple(_cat(column) for column in columns)
+        label = None if kept[0].label is None else _cat(parts.label for parts in kept)
+        narrow = reading.narrow or _from_numpy(kept[0])
+        return _arrays(Parts(inputs, label, kept[0].names), replace(reading, narrow=narrow))
+
+
+def _arrays(parts: Parts, reading: _Reading) -> ArraySamples:
+    narrow = reading.narrow or _from_numpy(parts)
+    return ArraySamples(parts, Transform(reading.preprocessing, narrow), reading.description)
+
+
+@contextlib.contextmanager
+def _running(description: str) -> Iterator[None]:
+    """Inside runs the user's iterable, which may raise anything; it is told as an error of the data."""
+    try:
+        yield
+    except FuseError as error:
+        raise DataError(f"{description}: {error}") from None
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{description}: {text}") from error
+
+
+def _is_single(item: Any, one: Picker) -> bool:
+    """Whether an item of an iterable is a sample: it holds an image, or one label."""
+    # A label that is not wanted still tells.
+    parts = (replace(one, labels=True) if one.labels is False else one)(item)
+    has_one_label = parts.label is not None and np.ndim(parts.label) == 0
+    return has_one_label or any(isinstance(x, Image.Image) for x in parts.inputs)
+
+
+def _is_samples(data: object) -> TypeGuard[Samples]:
+    return all(hasattr(data, name) for name in ("take", "labelled", "description", "__len__"))
+
+
+def _from_numpy(parts: Parts) -> bool:
+    return not any(isinstance(x, Tensor) for x in parts.inputs)
+
+
+def _cat(column: Iterable[Any]) -> Tensor:
+    return torch.cat([as_tensor(x) for x in column])
+
+
+def _attribute(samples: object, name: str) -> Any:
+    """An attribute of samples, or of the samples that they are a part of."""
+    while not hasattr(samples, name) and hasattr(samples, "samples"):
+        samples = samples.samples
+    return getattr(samples, name, None)
+
+
+# --------------------------------------------------------------------------------------------------------- choosing
+
+
+def _chosen(samples: Samples, limit: Limit) -> Tensor:
+    """The indices of the part that is wanted; all of them if there are no more."""
+    total, count = len(samples), min(limit.count, len(samples))
+    if limit.how == "first":
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(limit.seed)
+    order = torch.randperm(total, generator=generator)
+    if limit.how == "random":
+        return order[:count]
+    labels = _all_labels(samples)[order]
+    # The k-th sample of each class has rank k; the lowest ranks give classes of equal size as far as they reach.
+    rank = torch.empty_like(order)
+    for label in torch.unique(labels):
+        where = (labels == label).nonzero().squeeze(1)
+        rank[where] = torch.arange(len(where))
+    balanced = order[rank.argsort(stable=True)[:count]]
+    return balanced[torch.randperm(count, generator=generator)]
+
+
+def _all_labels(samples: Samples) -> Tensor:
+    if isinstance(samples, ArraySamples | ItemSamples):
+        labels = samples.all_labels()
+    elif samples.labelled:
+        labels = torch.cat([y for _, y in batches(samples, 256) if y is not None])
+    else:
+        labels = None
+    if labels is None or labels.ndim != 1:
+        raise DataError(f"A balanced part of {samples.description} needs one label per sample, and it has none.")
+    return labels
