@@ -91,15 +91,23 @@ def renumber(labels: Tensor) -> Tensor:
     return first.argsort().argsort()[inverse]
 
 
-def solve_hard(stats: SpaceStatistics, target: int, weights: tuple[float, ...], labeller: Labeller) -> Grouping:
+def solve_hard(
+    stats: SpaceStatistics,
+    target: int,
+    weights: tuple[float, ...],
+    labeller: Labeller,
+    mass: Tensor | None = None,
+) -> Grouping:
     """Run ``labeller`` on the neurons of parents with weight, attach all others to the nearest target, assemble.
 
     Parents of weight zero have no part in any target; their unmerge only says where their neurons are best found.
-    With no more neurons than ``target`` each stays alone and :func:`assemble` fills up with copies.
+    With no more neurons than ``target`` each stays alone and :func:`assemble` fills up with copies. ``mass`` (``N``)
+    replaces importance in the means, not in the error; it must be zero where the parent's weight is.
     """
     check(stats, target, weights)
     gram = stats.gram.to("cpu", torch.float64)
-    mass = masses(stats, weights)
+    importance = masses(stats, weights)
+    mass = importance if mass is None else mass
     active = mass.nonzero()[:, 0]
     points = Points(
         gram[active][:, active] if len(active) < len(mass) else gram,
@@ -117,10 +125,10 @@ def solve_hard(stats: SpaceStatistics, target: int, weights: tuple[float, ...], 
         total, _, energy = group_sums(points.gram, points.mass, found, groups)
         cross = gram.new_zeros(groups, len(rest)).index_add_(0, found, points.mass[:, None] * gram[active][:, rest])
         labels[rest] = (energy[:, None] / total[:, None] ** 2 - 2 * cross / total[:, None]).argmin(0)
-    return assemble(stats, labels, mass, target)
+    return assemble(stats, labels, mass, target, importance)
 
 
-def assemble(stats: SpaceStatistics, labels: Tensor, mass: Tensor, target: int) -> Grouping:
+def assemble(stats: SpaceStatistics, labels: Tensor, mass: Tensor, target: int, importance: Tensor) -> Grouping:
     """Merge and unmerge matrices of a hard grouping whose labels run over 0 .. ``groups - 1``.
 
     Fewer groups than ``target``: the heaviest groups (mass times energy) get a second copy, then a third, and so on.
@@ -144,18 +152,25 @@ def assemble(stats: SpaceStatistics, labels: Tensor, mass: Tensor, target: int) 
         space=stats.space,
         merge=tuple(part.contiguous() for part in torch.split(merge, widths, dim=1)),
         unmerge=tuple(part.contiguous() for part in torch.split(unmerge, widths, dim=0)),
-        error=hard_error(gram, labels, mass / total[labels], mass),
+        error=hard_error(gram, labels, mass / total[labels], importance),
     )
 
 
-def hard_error(gram: Tensor, labels: Tensor, share: Tensor, mass: Tensor) -> float:
+def hard_error(gram: Tensor, labels: Tensor, share: Tensor, importance: Tensor) -> float:
     """The grouping error for targets ``t_g = sum_{i in g} share_i a_i``: see :class:`fxfuse.types.Grouping`."""
     groups = int(labels.max()) + 1
     _, cross, energy = group_sums(gram, share, labels, groups)
     own = cross[labels, torch.arange(len(labels))]
     distance = (gram.diagonal() - 2 * own + energy[labels]).clamp(min=0)
-    whole = float((mass * gram.diagonal()).sum())
-    return float((mass * distance).sum()) / whole if whole > 0 else 0.0
+    whole = float((importance * gram.diagonal()).sum())
+    return float((importance * distance).sum()) / whole if whole > 0 else 0.0
+
+
+def centred(gram: Tensor, mean: Tensor) -> Tensor:
+    """Covariances ``G_ij - m_i m_j``; rows and columns of neurons that do not vary are exactly zero."""
+    covariance = gram - mean[:, None] * mean[None, :]
+    still = covariance.diagonal() <= 1e-12 * gram.diagonal()
+    return covariance.masked_fill_(still[:, None] | still[None, :], 0.0)
 
 
 def check(stats: SpaceStatistics, target: int, weights: tuple[float, ...]) -> None:

@@ -14,15 +14,23 @@ from fxfuse.errors import MethodError, nearest
 from fxfuse.passes.solvers.average import solve as average
 from fxfuse.passes.solvers.hungarian import solve as hungarian
 from fxfuse.passes.solvers.kmeans import solve as kmeans
+from fxfuse.passes.solvers.ot import solve as ot
+from fxfuse.passes.solvers.rebasin import solve as rebasin
+from fxfuse.passes.solvers.transplant import solve as transplant
+from fxfuse.passes.solvers.zip import solve as zipped
 from fxfuse.types import Grouping
 
-SolverName = Literal["average", "hungarian", "kmeans"]
+SolverName = Literal["average", "hungarian", "kmeans", "ot", "rebasin", "transplant", "zip"]
 Solver = Callable[..., Grouping]
 
 SOLVERS: Mapping[SolverName, Solver] = {
     "average": average,
     "hungarian": hungarian,
     "kmeans": kmeans,
+    "ot": ot,
+    "rebasin": rebasin,
+    "transplant": transplant,
+    "zip": zipped,
 }
 
 _COMMON = {"stats", "target", "weights", "generator"}

@@ -1,0 +1,36 @@
+"""Greedy pairing by correlation, within and across parents (ZipIt; Stoica et al., 2024).
+
+Start with every neuron alone. Join the two groups whose means correlate most, weigh the means by importance, go on
+until ``target`` groups are left. Correlation is centred, so neither the scale of a neuron nor its bias counts;
+neurons that do not vary agree with each other and with nothing else. The cost is ``O(N^2)`` in practice: see
+:mod:`fxfuse.passes.solvers.agglomerate`.
+"""
+
+import torch
+from torch import Tensor
+
+from fxfuse.passes.solvers.agglomerate import agglomerate, decorrelation
+from fxfuse.passes.solvers.groups import Points, centred, solve_hard
+from fxfuse.types import Grouping, SpaceStatistics
+
+
+def solve(
+    stats: SpaceStatistics,
+    target: int,
+    *,
+    weights: tuple[float, ...],
+    generator: torch.Generator,  # noqa: ARG001  (deterministic; one signature for all solvers)
+    within: bool = True,
+) -> Grouping:
+    """Join the most correlated neurons until ``target`` groups are left; any number of parents, any widths.
+
+    ``within=False`` forbids two neurons of one parent in a group, which needs a target no narrower than the widest
+    parent and may fail with :class:`fxfuse.errors.MethodError` when greedy choices block each other.
+    """
+
+    def labeller(points: Points, groups: int) -> Tensor:
+        covariance = centred(points.gram, points.mean)
+        start = torch.arange(len(points.mass))
+        return agglomerate(covariance, points.mass, start, groups, decorrelation, None if within else points.owner)
+
+    return solve_hard(stats, target, weights, labeller)
