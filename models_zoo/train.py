@@ -71,7 +71,7 @@ class Recipe:
     dataset: Dataset = "cifar10"
     arguments: Mapping[str, int] = field(default_factory=dict)
     parents: int = 2
-    alpha: float = 1.0
+    alpha: float = 2.0  # the peers draw between 1 and 5
     validation: int = 5000
     device: str = "cpu"
 
