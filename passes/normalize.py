@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from fxfuse.passes.normalizing.constants import fold_constants
 from fxfuse.passes.normalizing.forms import drop_dead, drop_identities, unify_forms
 from fxfuse.passes.normalizing.inplace import functionalize
-from fxfuse.passes.normalizing.layers import restore_layers
+from fxfuse.passes.normalizing.layers import drop_zero_states, restore_layers
 from fxfuse.passes.normalizing.sizes import follow_widths, unfollowed
 from fxfuse.passes.probing import PROBE, probe
 
@@ -31,6 +31,7 @@ PASSES: tuple[tuple[str, GraphPass], ...] = (
     ("operations respelled", unify_forms),
     ("dead nodes dropped", drop_dead),
     ("functions with parameters made layers again", restore_layers),
+    ("zero initial states dropped", drop_zero_states),
     ("identities, dropout and checks dropped", drop_identities),
     ("sizes made to follow widths", follow_widths),
     ("identities dropped again", drop_identities),
