@@ -1,0 +1,446 @@
+"""Calibrate: one pass over the data gives, per neuron space, all that the grouping solvers know about activations.
+
+Every batch goes through every parent once (and through the importance's own steps). A space is observed through
+*views*: the nodes that ``Axes.observed`` names for it, once per occurrence of the space in their value. With ``X_v``
+the rows (samples x positions) of view ``v`` by all parents' neurons, side by side, ``R_v`` their number, ``K`` views:
+
+    gram = 1/K  sum_v  c_v  X_v' X_v / R_v           mean = 1/K  sum_v  sqrt(c_v)  X_v' 1 / R_v
+
+so every view has the same say, however many positions it has and however large its values are: ``c_v = e / e_v`` with
+``e_v`` the view's mean square and ``e`` the mean of those over the space's views (one view: ``c = 1``, the plain Gram
+matrix). The scales ``e_v`` are read off the first :data:`SCALE_SAMPLES` samples, which keeps it to one pass and one
+``N x N`` matrix per space. Batch products are made in float32 (float64 for float64 networks) and summed in float64.
+
+Spatial values have far more rows than statistics need: per sample and space at most ``rows_per_sample`` positions are
+used, drawn from a jittered grid, the same in every parent. Importance, a few numbers per sample and dearer by far,
+counts all positions of at most ``importance_samples`` samples, evenly spread over the data.
+
+Memory: one batch of rows, and one ``N x N`` matrix per space. The number of samples does not enter.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxfuse.errors import DataError, MethodError, MismatchError
+from fxfuse.layouts import neurons
+from fxfuse.passes.importance import (
+    Attribute,
+    ImportanceName,
+    find_importance,
+    forward_only,
+    magnitude,
+    normalise,
+)
+from fxfuse.passes.observe import Observer, check_inputs, ignore, to_device
+from fxfuse.progress import Progress, QuietProgress
+from fxfuse.samples import Samples
+from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Product, Space, SpaceStatistics, TensorAxes
+
+ROWS_PER_SAMPLE = 32
+"""Positions per sample and space, over all its views."""
+
+SCALE_SAMPLES = 32
+"""How many samples tell the scales of a space's views."""
+
+IMPORTANCE_SAMPLES = 512
+"""How many samples tell the importance."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One occurrence of a space in the value of one node."""
+
+    space: int
+    node: str
+    occurrence: int
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What has been accumulated for one space."""
+
+    space: Space
+    views: tuple[View, ...]
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    gram: Tensor
+    mean: Tensor
+    scores: list[list[Tensor]]  # per view and parent
+    scales: list[float] = field(default_factory=list)
+    rows: int = 0
+
+
+def calibrate(
+    parents: Sequence[Analysis],
+    samples: Samples,
+    *,
+    weights: tuple[float, ...],
+    device: torch.device,
+    importance: ImportanceName = "conductance",
+    importance_samples: int | None = IMPORTANCE_SAMPLES,
+    batch_size: int = 256,
+    rows_per_sample: int | None = ROWS_PER_SAMPLE,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[int, SpaceStatistics]:
+    """Statistics of every neuron space that some value shows, by the number of the space.
+
+    The parents' graphs are the same up to widths: node names and space numbers agree. ``weights`` has one entry per
+    parent and scales its importance. ``rows_per_sample`` limits the positions used per sample and space (``None``:
+    all), ``importance_samples`` the samples that are differentiated (``None``: all). A space that nobody contracts is
+    seen on the last value that shows it; one that no value shows is left out. Statistics lie on the CPU. The result
+    depends on ``seed`` only through the positions.
+
+    Raises :class:`DataError` for fewer than two samples, inputs that a parent rejects and activations that are not
+    finite; :class:`MethodError` for an unknown importance or bad weights; :class:`MismatchError` where a node or a
+    space is missing in some parent.
+    """
+    attribute = find_importance(importance)
+    _check(parents, samples, weights, batch_size, rows_per_sample)
+    _check_spaces(parents)
+    sums = _plan(parents, device)
+    pass_ = _Pass(parents, sums, attribute, device, rows_per_sample, seed)
+    progress = QuietProgress() if progress is None else progress
+    floating = any(x.is_floating_point() for x in parents[0].program.example)
+    if importance == "conductance" and not floating:
+        progress.note("conductance needs inputs that can be scaled; these are integers: used gradient x activation")
+    with progress.start(len(samples), "calibrate") as step:
+        for chunk in _chunks(len(samples), batch_size, any(len(s.views) > 1 for s in sums.values())):
+            inputs, labels = samples.take(chunk)
+            pass_.batch(inputs, labels, _spread(chunk, len(samples), importance_samples))
+            step.advance(len(chunk))
+    return {number: _finish(total, parents, weights, len(samples), importance) for number, total in pass_.sums.items()}
+
+
+def _check(
+    parents: Sequence[Analysis], samples: Samples, weights: tuple[float, ...], batch_size: int, rows: int | None
+) -> None:
+    if len(weights) != len(parents) or not all(np.isfinite(w) and w >= 0 for w in weights):
+        raise MethodError(f"weights must be one finite, non-negative number per parent ({len(parents)}). Got {weights}")
+    if batch_size < 1 or (rows is not None and rows < 1):
+        raise MethodError(f"batch_size and rows_per_sample must be at least 1. Got {batch_size} and {rows}")
+    if len(samples) < 2:
+        raise DataError(
+            f"calibration needs at least two samples, a few hundred to be of use. Got {len(samples)} "
+            f"from {samples.description}"
+        )
+
+
+def _chunks(count: int, size: int, scales_needed: bool) -> list[Tensor]:
+    """Indices of the batches, in order; a short first one where scales are to be read off it."""
+    order = torch.arange(count)
+    first = min(SCALE_SAMPLES, size, count) if scales_needed else 0
+    return [chunk for chunk in (order[:first], *torch.split(order[first:], size)) if len(chunk)]
+
+
+def _spread(chunk: Tensor, count: int, limit: int | None) -> Tensor | None:
+    """Which of the samples of a batch are among ``limit`` evenly spread ones of all; ``None`` for all of them."""
+    if limit is None or limit >= count:
+        return None
+    return ((chunk + 1) * limit // count > chunk * limit // count).nonzero()[:, 0]
+
+
+# ------------------------------------------------------------------------------------------------------- plan
+
+
+def _check_spaces(parents: Sequence[Analysis]) -> None:
+    first = parents[0]
+    for parent in parents[1:]:
+        ours = [(space.id, space.outer) for space in first.axes.spaces]
+        theirs = [(space.id, space.outer) for space in parent.axes.spaces]
+        if ours != theirs:
+            raise MismatchError(
+                f"{parent.program.name} has {len(theirs)} neuron spaces that do not match the {len(ours)} of "
+                f"{first.program.name}; calibrate parents whose spaces correspond"
+            )
+
+
+def _plan(parents: Sequence[Analysis], device: torch.device) -> dict[int, _Sums]:
+    """What to accumulate for which space."""
+    sums: dict[int, _Sums] = {}
+    for space in parents[0].axes.spaces:
+        views = _views(parents, space)
+        if not views:
+            continue
+        own = [_space(parent, space.id) for parent in parents]
+        outer = space.outer
+        widths = tuple(s.size for s in own)
+        blocks = tuple(1 if outer is None else _space(parent, outer).size for parent in parents)
+        total = sum(n * b for n, b in zip(widths, blocks, strict=True))
+        zeros = [torch.zeros(n * b, dtype=torch.float64, device=device) for n, b in zip(widths, blocks, strict=True)]
+        sums[space.id] = _Sums(
+            space=space,
+            views=views,
+            widths=widths,
+            blocks=blocks,
+            gram=torch.zeros(total, total, dtype=torch.float64, device=device),
+            mean=torch.zeros(total, dtype=torch.float64, device=device),
+            scores=[[z.clone() for z in zeros] for _ in views],
+        )
+    return sums
+
+
+def _space(parent: Analysis, number: int) -> Space:
+    for space in parent.axes.spaces:
+        if space.id == number:
+            return space
+    raise MismatchError(f"{parent.program.name} has no neuron space {number}; the parents' graphs must correspond")
+
+
+def _views(parents: Sequence[Analysis], space: Space) -> tuple[View, ...]:
+    """The views of a space that every parent has: of the observed nodes, or else of the last node that has any."""
+    first = parents[0].axes
+    for name in first.observed.get(space.id, ()):
+        if any(name not in parent.axes.values for parent in parents):
+            raise MismatchError(f"not every parent has a value named {name}; the parents' graphs must correspond")
+    observed = [view for name in first.observed.get(space.id, ()) for view in _views_at(parents, space, name)]
+    if observed:
+        return tuple(observed)
+    for name in reversed(list(first.values)):
+        fallback = _views_at(parents, space, name)
+        if fallback:
+            return tuple(fallback)
+    return ()
+
+
+def _views_at(parents: Sequence[Analysis], space: Space, node: str) -> list[View]:
+    counts = []
+    for parent in parents:
+        axes = parent.axes.values.get(node)
+        if axes is None or not any(_mentions(layout, space.id) for layout in axes.dims):
+            return []
+        shape = [layout.size for layout in axes.dims]
+        counts.append(len(neurons(torch.empty(shape, device="meta"), axes, _space(parent, space.id))))
+    return [View(space.id, node, i) for i in range(min(counts))]
+
+
+def _mentions(layout: Layout, space: int) -> bool:
+    if isinstance(layout, Leaf):
+        return layout.space == space
+    return any(_mentions(part, space) for part in layout.parts)
+
+
+# -------------------------------------------------------------------------------------------------- one batch
+
+
+class _Pass:
+    """The state of the pass over the data."""
+
+    def __init__(
+        self,
+        parents: Sequence[Analysis],
+        sums: dict[int, _Sums],
+        attribute: Attribute,
+        device: torch.device,
+        rows_per_sample: int | None,
+        seed: int,
+    ) -> None:
+        self.parents = parents
+        self.sums = sums
+        self.attribute = attribute
+        self.device = device
+        self.at_node: dict[str, list[int]] = {}
+        for total in sums.values():
+            for view in total.views:
+                spaces = self.at_node.setdefault(view.node, [])
+                if view.space not in spaces:
+                    spaces.append(view.space)
+        self.observers = [Observer(parent.program, self.at_node, device) for parent in parents]
+        self.positions = _Positions(rows_per_sample, {s: len(t.views) for s, t in sums.items()}, seed)
+
+    def batch(self, inputs: tuple[Tensor, ...], labels: Tensor | None, scored: Tensor | None) -> None:
+        """Run all parents on one batch and accumulate; ``scored`` picks the samples that tell the importance."""
+        inputs = to_device(inputs, self.device)
+        labels = None if labels is None else labels.to(self.device)
+        size = len(inputs[0])
+        self.positions.next_batch(size)
+        per_parent = [self._parent(p, inputs, labels, scored) for p in range(len(self.parents))]
+        for number, total in self.sums.items():
+            self._accumulate(total, [rows[number] for rows in per_parent], size)
+
+    def _parent(
+        self, p: int, inputs: tuple[Tensor, ...], labels: Tensor | None, scored: Tensor | None
+    ) -> dict[int, dict[View, Tensor]]:
+        """Rows of every view, after subsampling; importance is accumulated on the way."""
+        parent, observer = self.parents[p], self.observers[p]
+        check_inputs(parent.program, inputs)
+        batch = _traced_batch(parent.axes, parent.program.module.graph)
+        found: dict[int, dict[View, Tensor]] = {number: {} for number in self.sums}
+
+        def visit(name: str, value: Tensor) -> None:
+            axes = at_shape(parent.axes.values[name], value.shape, batch)
+            for number in self.at_node[name]:
+                for i, rows in enumerate(neurons(value.detach(), axes, _space(parent, number))):
+                    view = View(number, name, i)
+                    found[number][view] = self.positions.select(view, rows, len(inputs[0]))
+
+        if scored is None:
+            attributions = self.attribute(observer, inputs, labels, visit)
+        else:
+            attributions = forward_only(observer, inputs, labels, visit)
+            if len(scored):
+                picked = tuple(x[scored] for x in inputs)
+                attributions = self.attribute(observer, picked, None if labels is None else labels[scored], ignore)
+        self._score(p, attributions, batch)
+        return found
+
+    def _score(self, p: int, attributions: Mapping[str, Tensor], batch: int) -> None:
+        """Add attributions to the scores of the neurons that they belong to."""
+        parent = self.parents[p]
+        for name, scores in attributions.items():
+            axes = at_shape(parent.axes.values[name], scores.shape, batch)
+            for number in self.at_node[name]:
+                by_view = neurons(scores, axes, _space(parent, number))
+                for v, view in enumerate(self.sums[number].views):
+                    if view.node == name:
+                        self.sums[number].scores[v][p] += by_view[view.occurrence].sum(0)
+
+    def _accumulate(self, total: _Sums, parents: list[dict[View, Tensor]], size: int) -> None:
+        """Add one batch's rows of one space to its sums."""
+        joined = []
+        for view in total.views:
+            joined.append(torch.cat(_aligned([found[view] for found in parents], size), 1))
+        if not total.scales:
+            total.scales = _scales(joined)
+        kind = torch.promote_types(joined[0].dtype, torch.float32)
+        counts = [len(rows) / size for rows in joined]
+        factors = [(c / n) ** 0.5 for c, n in zip(total.scales, counts, strict=True)]
+        stacked = [x.to(kind) if f == 1.0 else x.to(kind) * f for x, f in zip(joined, factors, strict=True)]
+        x = stacked[0] if len(stacked) == 1 else torch.cat(stacked)
+        total.gram += x.T @ x
+        for rows, n in zip(stacked, counts, strict=True):  # sums, not products with ones: those lose digits
+            total.mean += rows.sum(0) * n**-0.5
+        total.rows += len(x)
+
+
+def _scales(views: list[Tensor]) -> list[float]:
+    """``c_v`` of every view, from the rows of some samples."""
+    if len(views) == 1:
+        return [1.0]
+    energies = torch.stack([rows.double().square().mean() for rows in views])
+    scales = torch.where(energies > 0, energies.mean() / energies, torch.ones_like(energies))
+    return [float(c) for c in scales]
+
+
+def _aligned(parents: list[Tensor], size: int) -> list[Tensor]:
+    """The same number of rows from every parent.
+
+    Numbers differ only where rows run over another space, whose entries come sorted: then equal quantiles are taken.
+    """
+    counts = {len(rows) for rows in parents}
+    if len(counts) == 1:
+        return parents
+    least = min(counts) // size
+    out = []
+    for rows in parents:
+        own = len(rows) // size
+        position = ((torch.arange(least, device=rows.device) + 0.5) * (own / least)).long()
+        start = torch.arange(size, device=rows.device)[:, None] * own
+        out.append(rows[(start + position).flatten()])
+    return out
+
+
+class _Positions:
+    """Which rows of a value to use: per sample a jittered grid, the same for every parent.
+
+    The grid of a sample depends on the seed, the view and the number of the sample, not on how samples are batched.
+    """
+
+    def __init__(self, rows_per_sample: int | None, views: Mapping[int, int], seed: int) -> None:
+        self.limits = {s: None if rows_per_sample is None else max(1, rows_per_sample // k) for s, k in views.items()}
+        self.seed = seed
+        self.size = 0
+        self.generators: dict[View, torch.Generator] = {}
+        self.jitter: dict[View, Tensor] = {}
+
+    def next_batch(self, size: int) -> None:
+        """Forget the grids of the last batch."""
+        self.size = size
+        self.jitter.clear()
+
+    def select(self, view: View, rows: Tensor, size: int) -> Tensor:
+        """At most the limit of rows per sample; all rows where there are no more."""
+        limit = self.limits[view.space]
+        if len(rows) % size or limit is None or len(rows) // size <= limit:
+            return rows
+        own = len(rows) // size
+        if view not in self.jitter:
+            self.jitter[view] = torch.rand(size, limit, generator=self._generator(view), dtype=torch.float64)
+        grid = (torch.arange(limit) + self.jitter[view]) * (own / limit)
+        index = torch.arange(size)[:, None] * own + grid.long().clamp(max=own - 1)
+        return rows[index.flatten().to(rows.device)]
+
+    def _generator(self, view: View) -> torch.Generator:
+        if view not in self.generators:
+            key = [self.seed, view.space, view.occurrence, *view.node.encode()]
+            number = int(np.random.SeedSequence(key).generate_state(1)[0])
+            self.generators[view] = torch.Generator().manual_seed(number)
+        return self.generators[view]
+
+
+def _traced_batch(axes: Axes, graph: torch.fx.Graph) -> int:
+    """The batch size that the axes speak of."""
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in axes.values and axes.values[node.name].dims:
+            return axes.values[node.name].dims[0].size
+    return 1
+
+
+def at_shape(axes: TensorAxes, shape: torch.Size, batch: int) -> TensorAxes:
+    """The meaning of a value for another number of samples; ``batch`` is the number that ``axes`` speaks of."""
+    dims = tuple(
+        layout if layout.size == size else _stretched(layout, size, batch)
+        for layout, size in zip(axes.dims, shape, strict=True)
+    )
+    return TensorAxes(dims, axes.reads)
+
+
+def _stretched(layout: Layout, size: int, batch: int) -> Layout:
+    if isinstance(layout, Leaf):
+        return Leaf(size) if layout.space is None else layout
+    if isinstance(layout, Concat):
+        return Concat(tuple(_stretched(part, part.size * size // layout.size, batch) for part in layout.parts))
+    parts = list(layout.parts)
+    for i, part in enumerate(parts):
+        if not _has_neurons(part) and part.size % batch == 0:
+            parts[i] = Leaf(part.size * size // layout.size)
+            break
+    return Product(tuple(parts))
+
+
+def _has_neurons(layout: Layout) -> bool:
+    if isinstance(layout, Leaf):
+        return layout.space is not None
+    return any(_has_neurons(part) for part in layout.parts)
+
+
+# ----------------------------------------------------------------------------------------------------- result
+
+
+def _finish(
+    total: _Sums, parents: Sequence[Analysis], weights: tuple[float, ...], count: int, importance: ImportanceName
+) -> SpaceStatistics:
+    """The accumulated sums as averages."""
+    shares = []
+    for p, weight in enumerate(weights):
+        if importance == "magnitude":
+            own = _space(parents[p], total.space.id)
+            scores = magnitude(parents[p], own)
+        else:  # every view has the same say, whatever the size of its attributions
+            views = [normalise(view[p], 1.0) for view in total.scores]
+            scores = torch.stack(views).mean(0).cpu()
+        shares.append(normalise(scores.cpu(), weight))
+    gram = total.gram.cpu() / (count * len(total.views))
+    return SpaceStatistics(
+        space=total.space.id,
+        widths=total.widths,
+        outer_widths=total.blocks,
+        rows=total.rows,
+        mean=total.mean.cpu() / (count * len(total.views)),
+        gram=(gram + gram.T) / 2,
+        importance=torch.cat(shares),
+    )
