@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 from torch import Tensor, fx
 
+from fxfuse.passes.normalizing.aten import respell_aten
 from fxfuse.passes.normalizing.constants import fold_constants
 from fxfuse.passes.normalizing.forms import drop_dead, drop_identities, unify_forms
 from fxfuse.passes.normalizing.inplace import functionalize
-from fxfuse.passes.normalizing.layers import drop_zero_states, restore_layers
+from fxfuse.passes.normalizing.layers import drop_zero_states, restore_layers, restore_recurrent
 from fxfuse.passes.normalizing.sizes import follow_widths, unfollowed
 from fxfuse.passes.probing import PROBE, probe
 
@@ -28,9 +29,11 @@ GraphPass = Callable[[fx.GraphModule], int]
 PASSES: tuple[tuple[str, GraphPass], ...] = (
     ("constants folded", fold_constants),
     ("in-place operators made functional", functionalize),
+    ("aten operators respelled", respell_aten),
     ("operations respelled", unify_forms),
     ("dead nodes dropped", drop_dead),
     ("functions with parameters made layers again", restore_layers),
+    ("recurrent operators made layers again", restore_recurrent),
     ("zero initial states dropped", drop_zero_states),
     ("identities, dropout and checks dropped", drop_identities),
     ("sizes made to follow widths", follow_widths),

@@ -37,7 +37,7 @@ def attention(
     if m.bias_k is not None:
         k, v = (torch.cat([x, b.expand(x.shape[0], -1, -1)], 1) for x, b in ((k, m.bias_k), (v, m.bias_v)))
         extra += 1
-    q, k, v = (x.reshape(x.shape[0], x.shape[1], m.num_heads, -1).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.unflatten(2, (m.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     if m.add_zero_attn:
         k, v = (torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in (k, v))
         extra += 1

@@ -104,7 +104,8 @@ def _attempts(front_end: str) -> list[Attempt]:
 
 def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """Symbolic tracing."""
-    graph, prober = symbolic_trace(_private(module), bound.tensors, (bound.positional, bound.named), leaves)
+    module = copy.deepcopy(module)  # tracing may leave marks on it, and other front ends may have to try again
+    graph, prober = symbolic_trace(module, bound.tensors, (bound.positional, bound.named), leaves)
     result = assemble(module, graph)
     result.meta[PROBE] = prober
     return _finish(result, bound, "fx", ())
@@ -113,7 +114,7 @@ def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Trace
 def torch_export(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """``torch.export`` with a dynamic batch."""
     del leaves
-    return _finish(export_trace(module, bound), bound, "export", ())
+    return _finish(export_trace(copy.deepcopy(module), bound), bound, "export", ())
 
 
 def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
@@ -130,10 +131,6 @@ def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...
             continue
         note = tuple(f"{path} is kept as one opaque node: its code cannot be followed" for path in found)
         return _Traced(traced.module, "fx", (*traced.notes, *note))
-
-
-def _private(module: nn.Module) -> nn.Module:
-    return module
 
 
 def _finish(result: CanonicalModule, bound: Bound, front_end: FrontEnd, notes: tuple[str, ...]) -> _Traced:

@@ -6,6 +6,7 @@ the names that the ``torch.nn`` layer uses, and that module holds nothing else, 
 the state dict stay, and ``train()``/``eval()`` mean again what they should (batch norm).
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -242,6 +243,42 @@ def _adopt(owner: nn.Module, layer: nn.Module) -> None:
         else:
             layer.register_buffer(name, owner._buffers[name], persistent=name not in owner._non_persistent_buffers_set)
     layer.train(owner.training)
+
+
+_RECURRENT = {
+    torch.ops.aten.lstm.input: nn.LSTM,
+    torch.ops.aten.gru.input: nn.GRU,
+    torch.ops.aten.rnn_tanh.input: nn.RNN,
+    torch.ops.aten.rnn_relu.input: nn.RNN,
+}
+
+
+def restore_recurrent(module: fx.GraphModule) -> int:
+    """Replace aten's recurrent operators by the layers whose weights they use."""
+    edit = Editor(module)
+    changes = 0
+    for node in list(module.graph.nodes):
+        cls = _RECURRENT.get(node.target) if node.op == "call_function" else None
+        if cls is None:
+            continue
+        x, states, weights = node.args[:3]
+        path = str(weights[0].target).rpartition(".")[0]
+        layer = module.get_submodule(path)
+        names = [str(w.target).removeprefix(f"{path}.") for w in weights]
+        if not isinstance(layer, cls) or layer._flat_weights_names != names:
+            continue
+        with edit.at(node):
+            result = edit.leaf(path, x, tuple(states) if cls is nn.LSTM else states)
+            output, state = (edit.call(operator.getitem, result, i) for i in (0, 1))
+            items = [output, state]
+            if cls is nn.LSTM:
+                items = [output, *(edit.call(operator.getitem, state, i) for i in (0, 1))]
+        for user in list(node.users):
+            user.replace_all_uses_with(items[user.args[1]])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+        changes += 1
+    return changes
 
 
 _ZEROS = frozenset({torch.zeros, torch.zeros_like})
