@@ -23,9 +23,11 @@ from fxfuse.errors import DataError, GraphError, MethodError
 from fxfuse.passes.solvers.average import identity
 from fxfuse.passes.solvers.blocks import as_blocks, member_statistics, outer_statistics
 from fxfuse.passes.solvers.table import Solver, SolverName, check_options, find_solver
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, Space, SpaceStatistics
 
 
+@one_thread()
 def group(
     spaces: Sequence[Space],
     statistics: Mapping[int, SpaceStatistics],

@@ -7,9 +7,11 @@ import torch
 
 from fxfuse.errors import MethodError
 from fxfuse.passes.solvers.groups import check, hard_error, masses
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 
+@one_thread()
 def solve(
     stats: SpaceStatistics,
     target: int,

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from fxfuse.passes.solvers.agglomerate import agglomerate
 from fxfuse.passes.solvers.groups import Points, group_sums, renumber, scatter, solve_hard
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_SWEEPS = 50
 
 
+@one_thread()
 def solve(
     stats: SpaceStatistics,
     target: int,

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from fxfuse.passes.solvers.groups import Points, group_sums, scatter, solve_hard
 from fxfuse.passes.solvers.hungarian import matched_labels
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_ITERATIONS = 300
 
 
+@one_thread()
 def solve(
     stats: SpaceStatistics,
     target: int,

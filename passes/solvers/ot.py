@@ -20,6 +20,7 @@ become the means that the plans say, the plans are found anew, until the transpo
 Doucet, 2014).
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,12 +33,14 @@ from fxfuse.errors import MethodError
 from fxfuse.passes.solvers.groups import Points, check, masses, owners, solve_hard
 from fxfuse.passes.solvers.hungarian import matched_labels
 from fxfuse.passes.solvers.kmeans import lloyd
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_ROUNDS = 20
 MAX_ITERATIONS = 2000
 
 
+@one_thread()
 def solve(
     stats: SpaceStatistics,
     target: int,
@@ -192,13 +195,19 @@ def _unit(gram: Tensor) -> Tensor:
 
 def exact_plan(cost: Tensor, mu: Tensor, nu: Tensor) -> Tensor:
     """The cheapest plan (``n x m``) with row sums ``mu`` and column sums ``nu``, by the network simplex."""
-    import ot  # slow to import, and only this method needs it
-
-    emd: Any = ot.emd
+    emd = _network_simplex()
     plan, log = emd(mu.numpy(), nu.numpy(), np.ascontiguousarray(cost.numpy()), numItermax=100_000_000, log=True)
     if log["warning"] is not None:
         raise MethodError(f"the transport plan could not be found: {log['warning']}")
     return torch.from_numpy(np.asarray(plan))
+
+
+def _network_simplex() -> Any:
+    """POT's ``emd``, imported at first use: it is slow to import, and its docstrings make Python warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ot
+    return ot.emd
 
 
 def sinkhorn_plan(cost: Tensor, mu: Tensor, nu: Tensor, regularisation: float) -> Tensor:

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from fxfuse.errors import MethodError
 from fxfuse.passes.solvers.groups import Points, centred, check, owners, solve_hard
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_SWEEPS = 100
 
 
+@one_thread()
 def solve(
     stats: SpaceStatistics,
     target: int,

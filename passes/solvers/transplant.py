@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from fxfuse.passes.solvers.groups import check, masses, renumber, solve_hard
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 # Squared distance, relative to the two neurons' energies, up to which they are copies: rounding of float32 activations.
 SAME = 1e-6
 
 
+@one_thread()
 def solve(
     stats: SpaceStatistics,
     target: int,

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fxfuse.passes.solvers.agglomerate import agglomerate, decorrelation
 from fxfuse.passes.solvers.groups import Points, centred, solve_hard
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 
+@one_thread()
 def solve(
     stats: SpaceStatistics,
     target: int,
