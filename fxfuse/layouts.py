@@ -109,9 +109,10 @@ class Merger:
                 continue
             read = (axis.dim, leaf.space) in axes.reads
             written = written or not read
-            if read and ones:
-                continue
             matrix = self._matrix(leaf.space, read, env).to(x.dtype)
+            if read and ones:
+                x = x.expand([matrix.shape[0] if i == position else n for i, n in enumerate(x.shape)])
+                continue
             x = torch.tensordot(x, matrix, dims=([position], [1])).movedim(-1, position)
         return x if written else x * self.weight
 

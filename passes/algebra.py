@@ -19,8 +19,6 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
-from fxfuse.types import Concat, Layout, Leaf, Product
-
 
 class Unset:
     """The owner of a parameter dimension that nothing has been said about yet."""
@@ -30,9 +28,14 @@ UNSET: Final = Unset()
 
 
 class Var:
-    """A node of the union-find forest; only roots carry meaning, and ``find`` reaches them."""
+    """A node of the union-find forest; only roots carry meaning, and ``find`` reaches them.
 
-    __slots__ = ("family", "link", "outer", "parts", "pinned", "segments", "size", "touched")
+    ``family`` maps segments of the owner to instances; ``slot`` leads from a segment to the one in whose place it
+    stands since their wholes became one (to itself, where it stands nowhere any more). ``uniform``: all indices hold
+    equal values, and nothing has been unified with it yet.
+    """
+
+    __slots__ = ("family", "link", "outer", "parts", "pinned", "segments", "size", "slot", "uniform")
 
     def __init__(self, size: int, *, pinned: bool = False, outer: "Var | Unset | None" = None) -> None:
         self.size = size
@@ -42,7 +45,8 @@ class Var:
         self.parts: list[Var] | None = None
         self.segments: list[Var] | None = None
         self.family: dict[Var, Var] = {}
-        self.touched = False
+        self.slot: Var | None = None
+        self.uniform = False
 
 
 class Factor(NamedTuple):
@@ -98,8 +102,12 @@ def size_of(dim: Iterable[Factor]) -> int:
 
 
 def fresh(size: int, *, pinned: bool = False) -> Dim:
-    """A dimension of one new variable; of none, if its size is 1."""
-    return [] if size == 1 else [Factor(Var(size, pinned=pinned))]
+    """A dimension of one new variable (of none, if its size is 1): equal values, or ``pinned`` positions."""
+    if size == 1:
+        return []
+    var = Var(size, pinned=pinned)
+    var.uniform = not pinned
+    return [Factor(var)]
 
 
 def pin(dim: Iterable[Factor]) -> None:
@@ -113,7 +121,7 @@ def _pin(var: Var) -> None:
     if root.pinned:
         return
     root.pinned = True
-    root.touched = True
+    root.uniform = False
     for part in (root.parts or []) + (root.segments or []) + list(root.family.values()):
         _pin(part)
 
@@ -133,9 +141,9 @@ def disown(var: Var) -> None:
 def union(a: Var, b: Var) -> None:
     """``a`` and ``b``, of one size, are the same variable."""
     a, b = find(a), find(b)
-    a.touched = b.touched = True
     if a is b:
         return
+    a.uniform = b.uniform = False
     if a.parts is not None or b.parts is not None:
         unify([Factor(a)], [Factor(b)])
         return
@@ -157,9 +165,27 @@ def union(a: Var, b: Var) -> None:
         _pin(b)
         _pin(a)
     if b.segments is not None:
-        pieces = cut(a, _ends(b.segments)[:-1])
-        for piece, segment in zip(pieces, b.segments, strict=True):
-            unify([Factor(piece)], [Factor(segment)])
+        _align(a, b.segments)
+
+
+def _align(var: Var, segments: list[Var]) -> None:
+    """The segments of ``var`` agree with those of another that it has become one with, and take their slots."""
+    ends = list(accumulate(segment.size for segment in segments))
+    cut(var, ends[:-1])
+    for segment, end in zip(segments, ends, strict=True):
+        piece, path = narrow(var, end - segment.size, end)
+        place = slot(path[0]) if path is not None and len(path) == 1 else None
+        old = slot(segment)
+        if old.slot is None and place is not old:
+            old.slot = place or old
+        unify([Factor(piece)], [Factor(segment)])
+
+
+def slot(segment: Var) -> Var:
+    """The segment in whose place ``segment`` stands, as the key of families."""
+    while segment.slot is not None and segment.slot is not segment:
+        segment = segment.slot
+    return segment
 
 
 def _agree_on_owner(a: Var, b: Var) -> None:
@@ -171,10 +197,6 @@ def _agree_on_owner(a: Var, b: Var) -> None:
     elif owner(a) is not owner(b):
         disown(a)
         disown(b)
-
-
-def _ends(pieces: Sequence[Var]) -> list[int]:
-    return list(accumulate(piece.size for piece in pieces))
 
 
 def cut(var: Var, borders: Sequence[int]) -> list[Var]:
@@ -235,6 +257,9 @@ def _join(pieces: Sequence[Var]) -> Var:
     whole = Var(sum(piece.size for piece in pieces))
     whole.segments = list(pieces)
     whole.pinned = all(find(piece).pinned for piece in pieces)
+    owners = {owner(piece) for piece in pieces}
+    if len(owners) == 1:
+        whole.outer = owners.pop()
     return whole
 
 
@@ -266,28 +291,33 @@ def instances(dim: Iterable[Factor], old: Var, path: list[Var] | None) -> Dim:
             if owner(factor.var) is find(old):
                 disown(factor.var)
         return factors
-    grand = owner(old)
-    owners = [segment if segment.size > 1 else grand for segment in path]
-    changed: dict[Var, list[Var | None]] = {find(old): owners}
-    out: Dim = []
-    for factor in factors:
-        outer = owner(factor.var)
-        if outer is None or outer not in changed:
-            out.append(factor)
-            continue
-        member, members = find(factor.var), []
-        for segment, new_owner in zip(path, changed[outer], strict=True):
-            member = _instance(member, segment, new_owner)
-            members.append(member)
-        changed[find(factor.var)] = list(members)
-        out.append(Factor(member, factor.origin))
-    return out
+    current, grand = find(old), owner(old)
+    for segment in path:
+        owners: dict[Var, Var | None] = {current: segment if segment.size > 1 else grand}
+        out: Dim = []
+        for factor in factors:
+            outer = owner(factor.var)
+            if outer is None or outer not in owners:
+                out.append(factor)
+                continue
+            member = _instance(factor.var, segment, owners[outer])
+            owners[find(factor.var)] = member
+            out.append(Factor(member, factor.origin))
+        factors, current = expand(out), find(segment)
+    return factors
 
 
 def _instance(var: Var, segment: Var, outer: Var | None) -> Var:
     """The member of ``var``'s family for a segment of its owner, or of the variable that owns its owner. Segments are
     told apart by identity: two of them may have become one variable and still hold different instances."""
     root = find(var)
+    place = slot(segment)
+    for key, known in root.family.items():
+        if slot(key) is place:
+            return known
+        if slot(key).slot is not None:
+            disown(root)
+            return find(root)
     if segment not in root.family:
         member = Var(root.size, pinned=root.pinned, outer=outer)
         if root.segments is not None:
@@ -327,7 +357,7 @@ def split_product(var: Var, outer_size: int) -> list[Var] | None:
     root.segments = None
     root.family = {}
     root.parts = [a, b]
-    root.touched = True
+    root.uniform = False
     return [a, b]
 
 
@@ -384,18 +414,61 @@ def unify(a: Iterable[Factor], b: Iterable[Factor]) -> None:
 
 def check_owners(dims: Iterable[Iterable[Factor]]) -> None:
     """Disown every variable of a tensor that holds it without its owner, or with its owner twice."""
-    again = True
-    while again:
-        again = False
+    roots = [factor.var for dim in dims for factor in expand(dim)]
+    while not all([_owned_once(root, roots) for root in roots]):
         roots = [factor.var for dim in dims for factor in expand(dim)]
-        for root in roots:
-            if isinstance(root.outer, Unset) or root.outer is None:
-                continue
-            outer = owner(root)
-            if outer is None or roots.count(outer) != 1:
-                disown(root)
-                again = True
-                break
+
+
+def _owned_once(root: Var, present: list[Var]) -> bool:
+    """Whether ``root`` and its segments find their owners in a tensor of the roots ``present``; if not, disown."""
+    good = True
+    if root.outer is not None and not isinstance(root.outer, Unset):
+        outer = owner(root)
+        if outer is None or present.count(outer) != 1:
+            disown(root)
+            good = False
+    for segment in root.segments or ():
+        inside = [factor.var for factor in expand([Factor(segment)])]
+        context = present if len(inside) == 1 else [*present, *inside]
+        good = all([_owned_once(part, context) for part in inside]) and good
+    return good
+
+
+def free_of(kept: Iterable[Iterable[Factor]], mixed: Iterable[Iterable[Factor]]) -> None:
+    """Disown what stands in ``kept`` and is owned by a variable of ``mixed``: an operator that combines different
+    indices of the owner needs all its orderings to be one."""
+    owners = {factor.var for dim in mixed for factor in expand(dim)}
+    for dim in kept:
+        for factor in expand(dim):
+            for var in _with_segments(factor.var):
+                outer = owner(var)
+                if outer is not None and outer in owners:
+                    disown(var)
+
+
+def _with_segments(var: Var) -> list[Var]:
+    found = [var]
+    for segment in var.segments or ():
+        for factor in expand([Factor(segment)]):
+            found.extend(_with_segments(factor.var))
+    return found
+
+
+def unify_all(pairs: Iterable[tuple[Dim, Dim]]) -> None:
+    """Unify corresponding dimensions of two tensors, owners before what they own; those of size 1 say nothing."""
+    for a, b in sorted(((a, b) for a, b in pairs if a and b), key=lambda pair: max(map(_depth, pair))):
+        unify(a, b)
+
+
+def _depth(dim: Dim) -> int:
+    """How many owners stand one over the other above a dimension."""
+    deepest = 0
+    for factor in dim:
+        depth, outer = 0, owner(factor.var)
+        while outer is not None and depth < 8:
+            depth, outer = depth + 1, owner(outer)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def settle(dims: Iterable[Iterable[Factor]]) -> None:
@@ -404,96 +477,3 @@ def settle(dims: Iterable[Iterable[Factor]]) -> None:
         for factor in expand(dim):
             if isinstance(factor.var.outer, Unset):
                 factor.var.outer = None
-
-
-def tidy(dims: Sequence[Sequence[Factor]]) -> bool:
-    """Give up what a resolved layout cannot say about a stored tensor; whether anything changed.
-
-    A family is told apart by the segments of an owner that stands before it in the same dimension; an ordinary
-    ownership has a free owner that is itself owned by nobody and occurs once in the tensor.
-    """
-    found = [leaves(dim) for dim in dims]
-    for index, dim in enumerate(dims):
-        if _tidy(expand(dim), [var for other, vars_ in enumerate(found) if other != index for var in vars_]):
-            return True
-    return False
-
-
-def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
-    for index, factor in enumerate(factors):
-        root, rest = factor.var, factors[index + 1 :]
-        before = [f.var for f in factors[:index]]
-        if root.segments is not None and any(owner(f.var) is root for f in rest):
-            if _tidy_families(root, rest):
-                return True
-            pieces = ([Factor(s), *instances(rest, root, [s])] for s in root.segments)
-            return any(_tidy(piece, elsewhere) for piece in pieces)
-        if root.pinned:
-            continue
-        if root.segments is not None:
-            if any(_tidy(expand([Factor(s)]), elsewhere) for s in root.segments):
-                return True
-            continue
-        outer = owner(root)
-        plain = (
-            outer is not None and outer.segments is None and not outer.pinned and (before + elsewhere).count(outer) == 1
-        )
-        if root.family or (outer is not None and not plain):
-            disown(root)
-            return True
-        if outer is not None and owner(outer) is not None:
-            disown(outer)
-            return True
-    return False
-
-
-def _tidy_families(root: Var, rest: Dim) -> bool:
-    """Families behind the segmented ``root``, and those of what they own in turn, are told apart by its segments."""
-    assert root.segments is not None
-    chain = {root}
-    for factor in rest:
-        if owner(factor.var) in chain:
-            if not all(any(key is segment for segment in root.segments) for key in factor.var.family):
-                disown(factor.var)
-                return True
-            chain.add(factor.var)
-    return False
-
-
-def layout_of(dim: Iterable[Factor], space_of: dict[Var, int]) -> Layout:
-    """The resolved meaning of a dimension; variables that are no space (pinned, or nobody's) become plain runs."""
-    parts: list[Layout] = []
-    factors = expand(dim)
-    for index, factor in enumerate(factors):
-        root = factor.var
-        rest = factors[index + 1 :]
-        if root.segments is not None and any(owner(f.var) is root for f in rest):
-            pieces = [layout_of([Factor(s), *instances(rest, root, [s])], space_of) for s in root.segments]
-            parts.append(Concat(tuple(pieces)))
-            break
-        if root.segments is not None and not root.pinned:
-            parts.append(Concat(tuple(layout_of([Factor(s)], space_of) for s in root.segments)))
-        else:
-            parts.append(Leaf(root.size, None if root.pinned else space_of.get(root)))
-    if not parts:
-        return Leaf(1)
-    return parts[0] if len(parts) == 1 else Product(tuple(parts))
-
-
-def leaves(dim: Iterable[Factor]) -> list[Var]:
-    """The roots that a resolved dimension consists of, families taken apart as ``layout_of`` does."""
-    found: list[Var] = []
-    factors = expand(dim)
-    for index, factor in enumerate(factors):
-        root = factor.var
-        rest = factors[index + 1 :]
-        if root.segments is not None and any(owner(f.var) is root for f in rest):
-            for segment in root.segments:
-                found.extend(leaves([Factor(segment), *instances(rest, root, [segment])]))
-            break
-        if root.segments is not None and not root.pinned:
-            for segment in root.segments:
-                found.extend(leaves([Factor(segment)]))
-        else:
-            found.append(root)
-    return found

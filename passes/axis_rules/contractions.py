@@ -17,6 +17,7 @@ from fxfuse.passes.algebra import (
     concat,
     disown,
     expand,
+    free_of,
     fresh,
     join_product,
     owner,
@@ -24,6 +25,7 @@ from fxfuse.passes.algebra import (
     regroup,
     size_of,
     unify,
+    unify_all,
 )
 from fxfuse.passes.axis_rules.core import Call, axis_rule, own
 from fxfuse.passes.axis_rules.pointwise import broadcast
@@ -43,6 +45,7 @@ def linear(call: Call) -> Dims:
     call.contract(call.args[0], x[-1])
     call.contract(call.args[1], weight[-1])
     out = [*x[:-1], weight[0]] if len(weight) == 2 else x[:-1]
+    free_of(out, [x[-1]])
     bias = call.argument(2, "bias")
     _add_bias(out, None if bias is None else call.of(bias))
     return out
@@ -68,7 +71,9 @@ def _matmul(call: Call, left: Tensor, right: Tensor) -> Dims:
     call.contract(left, k_a)
     if not all(stored):
         call.contract(right, k_b)
-    return [*batch, *row, *column]
+    out = [*batch, *row, *column]
+    free_of(out, [k_a])
+    return out
 
 
 @axis_rule("addmm", "baddbmm", "addmv", "addbmm")
@@ -96,10 +101,11 @@ def einsum(call: Call) -> Dims:
     for k, letters in enumerate(inputs):
         for letter, dim in zip(letters, dims[k], strict=True):
             places.setdefault(letter, []).append((k, dim))
+    pairs = []
     for letter in sorted(places, key=lambda x: x not in output):
         real = [dim for _, dim in places[letter] if dim]
-        for dim in real[1:]:
-            unify(real[0], dim)
+        pairs.extend((real[0], dim) for dim in real[1:])
+    unify_all(pairs)
     for letters in inputs:
         for letter in set(letters):
             if letters.count(letter) > 1:
@@ -111,7 +117,9 @@ def einsum(call: Call) -> Dims:
             stored = all(call.meaning(tensors[k]).stored for k, _ in found)
             for k, dim in found[:1] if stored else found:
                 call.contract(tensors[k], dim)
-    return [expand(next((dim for _, dim in places[letter] if dim), [])) for letter in output]
+    out = [expand(next((dim for _, dim in places[letter] if dim), [])) for letter in output]
+    free_of(out, (dim for letter, found in places.items() if letter not in output for _, dim in found))
+    return out
 
 
 def _einsum_owners(places: dict[str, list[tuple[int, Dim]]], inputs: list[str]) -> None:
@@ -160,6 +168,7 @@ def bilinear(call: Call) -> Dims:
     call.contract(call.args[2], weight[1])
     call.contract(call.args[2], weight[2])
     out = [*x[:-1], weight[0]]
+    free_of(out, [x[-1], z[-1]])
     bias = call.argument(3, "bias")
     _add_bias(out, None if bias is None else call.of(bias))
     return out
@@ -172,13 +181,15 @@ def cdist(call: Call) -> Dims:
     call.join(a[-1], b[-1])
     call.contract(call.args[0], a[-1])
     call.contract(call.args[1], b[-1])
-    return [*broadcast([a[:-2], b[:-2]]), a[-2], b[-2]]
+    out = [*broadcast([a[:-2], b[:-2]]), a[-2], b[-2]]
+    free_of(out, [a[-1]])
+    return out
 
 
 # --------------------------------------------------------------------------------------------- convolution
 
 
-@axis_rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "convolution_overrideable", "conv_tbc")
+@axis_rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "convolution_overrideable")
 def convolution(call: Call) -> Dims:
     """Channels are contracted group by group; positions are never neurons."""
     transposed = bool(call.named("transposed", False))
@@ -206,6 +217,8 @@ def _convolution(call: Call, transposed: bool) -> Dims:
         out = expand(weight[outof])
     else:
         out = _grouped(call, x[at], weight, groups, transposed)
+    if groups == 1:
+        free_of([*x[:at], out], [x[at]])
     dims = [*x[:at], out, *(fresh(n, pinned=True) for n in call.shape()[at + 1 :])]
     bias = call.argument(2, "bias")
     _add_bias(dims, None if bias is None else call.of(bias), at)
@@ -232,7 +245,9 @@ def _grouped(call: Call, channels: Dim, weight: Dims, groups: int, transposed: b
             disown(factor.var)
     call.contract(call.args[0], x[1] or x[0])
     call.contract(call.args[1], read)
-    return [*expand(x[0]), *expand(written)]
+    out = [*expand(x[0]), *expand(written)]
+    free_of([out], [read])
+    return out
 
 
 # ----------------------------------------------------------------------------------------------- attention
@@ -242,27 +257,29 @@ def _grouped(call: Call, channels: Dim, weight: Dims, groups: int, transposed: b
 def attention(call: Call) -> Dims:
     """``softmax(q k') v``: query and key agree in width, key and value in length; heads are a leading dimension."""
     q, k, v = (call.of(t) for t in call.args[:3])
-    if call.named("enable_gqa"):
-        for dims in (q, k, v):
-            pin(dims[-3])
-        q_batch, k_batch, v_batch = q[:-3], k[:-3], v[:-3]
-    else:
-        q_batch, k_batch, v_batch = q[:-2], k[:-2], v[:-2]
-    batch = broadcast([q_batch, k_batch])
-    batch = broadcast([batch, v_batch])
-    call.join(q[-1], k[-1], list(zip(q_batch, k_batch, strict=False)))
-    call.join(k[-2], v[-2], list(zip(k_batch, v_batch, strict=False)))
+    if call.named("enable_gqa") and size_of(q[-3]) != size_of(k[-3]):
+        heads = regroup(q[-3], [size_of(k[-3]), size_of(q[-3]) // size_of(k[-3])])
+        if heads is None:
+            pin(q[-3])
+            heads = [fresh(size_of(k[-3]), pinned=True), fresh(size_of(q[-3]) // size_of(k[-3]), pinned=True)]
+        q = [*q[:-3], *heads, *q[-2:]]
+        k, v = ([*dims[:-2], [], *dims[-2:]] for dims in (k, v))
+    batch = broadcast([q[:-2], k[:-2], v[:-2]])
+    call.join(q[-1], k[-1], list(zip(q[-3::-1], k[-3::-1], strict=False)))
+    call.join(k[-2], v[-2], list(zip(k[-3::-1], v[-3::-1], strict=False)))
     call.contract(call.args[0], q[-1])
     call.contract(call.args[1], k[-1])
+    if call.named("enable_gqa") and len(q) > call.args[0].ndim:
+        batch = [*batch[:-2], [*batch[-2], *batch[-1]]]
     mask = call.named("attn_mask")
-    heads = [q[-3]] if call.named("enable_gqa") else []
-    scores = [*batch, *heads, q[-2], k[-2]]
     if mask is not None:
-        broadcast([scores, call.of(mask)])
+        broadcast([[*batch, q[-2], k[-2]], call.of(mask)])
     if call.named("is_causal"):
         pin(q[-2])
         pin(k[-2])
-    return [*(expand(dim) for dim in [*batch, *heads]), q[-2], v[-1]]
+    out = [*(expand(dim) for dim in batch), expand(q[-2]), expand(v[-1])]
+    free_of(out, [k[-2], q[-1]])
+    return out
 
 
 # ----------------------------------------------------------------------------------------------- recurrence
@@ -314,11 +331,15 @@ def _recurrent(
 
 
 def _initial_state(call: Call, given: Tensor, ends: list[Dim]) -> None:
-    """A state that somebody computed or learned means what the cell's units mean, in every layer; zeros mean nothing."""
-    last = call.of(given)[-1]
-    if call.meaning(given).stored or any(f.var.touched or f.var.segments or f.var.pinned for f in last):
-        for end in ends:
-            unify(last, end)
+    """A state that somebody computed or learned means what the cell's units mean, layer by layer and direction by
+    direction; zeros mean nothing."""
+    dims = call.of(given)
+    if not call.meaning(given).stored and all(f.var.uniform for f in dims[-1]):
+        return
+    own(dims[-1], dims[0])
+    prepare_cuts(dims[0], list(range(1, len(ends))))
+    for k, end in enumerate(ends):
+        unify(slice_dims([expand(dim) for dim in dims], 0, k, k + 1)[-1], end)
 
 
 def _final_state(ends: list[Dim], batch: Dims) -> Dims:

@@ -22,7 +22,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fxfuse.passes.algebra import UNSET, Dim, Dims, Factor, Unset, check_owners, disown, expand, find, owner, pin, unify
+from fxfuse.passes.algebra import (
+    UNSET,
+    Dim,
+    Dims,
+    Factor,
+    Unset,
+    check_owners,
+    disown,
+    expand,
+    find,
+    owner,
+    pin,
+    unify_all,
+)
 
 Outputs = Dims | list[Dims]
 
@@ -104,10 +117,7 @@ class Call:
     def join(self, a: Dim, b: Dim, shared: Sequence[tuple[Dim, Dim]] = ()) -> None:
         """Sum over ``a`` of one operand against ``b`` of another. What an owner outside owns may be ordered apart only
         if that owner is one of the ``shared`` dimensions, at the same index in both operands."""
-        for left, right in shared:
-            if left and right:
-                unify(left, right)
-        unify(a, b)
+        unify_all([*shared, (a, b)])
         inside = {factor.var for factor in expand(a)}
         common = {f.var for left, right in shared if left and right for f in expand(left)}
         for factor in expand(a):

@@ -1,6 +1,6 @@
 """Normalisation: statistics treat the elements of the reduced dimensions alike; scale and shift are per neuron."""
 
-from fxfuse.passes.algebra import Dim, Dims, expand, fresh, pin, regroup, size_of, unify
+from fxfuse.passes.algebra import Dim, Dims, expand, free_of, fresh, pin, regroup, size_of, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule
 
 
@@ -23,6 +23,7 @@ def batch_norm(call: Call) -> Dims | list[Dims]:
     x = call.dims(0)
     channel = x[1] if len(x) > 1 else x[0]
     _per_channel(call, channel, "weight", "bias", "running_mean", "running_var")
+    free_of(x[:2], x[2:])
     x = [expand(dim) for dim in x]
     if isinstance(call.result, tuple | list):
         return [x, *([x[1]] if r.ndim == 1 and r.numel() else [fresh(n, pinned=True) for n in r.shape]
@@ -38,9 +39,8 @@ def layer_norm(call: Call) -> Dims | list[Dims]:
     for name in ("weight", "bias"):
         tensor = call.named(name)
         if tensor is not None:
-            for a, b in zip(x[-count:], call.of(tensor), strict=True):
-                if a:
-                    unify(a, b)
+            unify_all(zip(x[-count:], call.of(tensor), strict=True))
+    free_of(x[:-count], x[-count:])
     x = [expand(dim) for dim in x]
     if isinstance(call.result, tuple | list):
         return [x, *[[*x[:-count], *([[]] * count)] for _ in call.result[1:]]]
@@ -57,6 +57,7 @@ def group_norm(call: Call) -> Dims | list[Dims]:
         if pieces is None:
             pin(x[1])
     _per_channel(call, expand(x[1]), "weight", "bias")
+    free_of(x[:2], x[2:])
     x = [expand(dim) for dim in x]
     if isinstance(call.result, tuple | list):
         return [x, *[[x[0], fresh(groups, pinned=True)] for _ in call.result[1:]]]
@@ -68,4 +69,4 @@ def local_response_norm(call: Call) -> Dims:
     """Over neighbouring channels: their order matters."""
     x = call.dims(0)
     pin(x[1])
-    return x
+    return [fresh(size_of(dim), pinned=True) if i == 1 else dim for i, dim in enumerate(x)]

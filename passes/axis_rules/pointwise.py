@@ -1,23 +1,21 @@
 """Operators that act on every element alone, and those that treat the elements of a dimension alike."""
 
-from fxfuse.passes.algebra import Dim, Dims, expand, fresh, pin, size_of, unify
+from fxfuse.passes.algebra import Dim, Dims, expand, free_of, fresh, pin, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions
 
 
 def broadcast(operands: list[Dims]) -> Dims:
     """Align dimensions from the right; those of size 1 say nothing, all others agree."""
     rank = max((len(dims) for dims in operands), default=0)
-    out: Dims = []
-    for position in range(rank, 0, -1):
-        result: Dim = []
-        for dims in operands:
-            if position <= len(dims) and dims[-position]:
-                if result:
-                    unify(result, dims[-position])
-                else:
-                    result = dims[-position]
-        out.append(expand(result))
-    return out
+    out: Dims = [[] for _ in range(rank)]
+    pairs: list[tuple[Dim, Dim]] = []
+    for dims in operands:
+        for position, dim in enumerate(dims, start=rank - len(dims)):
+            if out[position] and dim:
+                pairs.append((out[position], dim))
+            out[position] = out[position] or dim
+    unify_all(pairs)
+    return [expand(dim) for dim in out]
 
 
 @axis_rule(
@@ -28,9 +26,10 @@ def broadcast(operands: list[Dims]) -> Dims:
     "sigmoid", "tanh", "masked_fill", "where", "clamp", "clip", "rsub", "isclose", "cpu", "cuda", "view_as_real_copy",
     "square", "fake_quantize_per_tensor_affine", "_conj", "resolve_conj", "resolve_neg", "data", "requires_grad_",
 )  # fmt: skip
-def pointwise(call: Call) -> Dims:
+def pointwise(call: Call) -> Dims | list[Dims]:
     """Every operand's dimensions agree, up to broadcasting."""
-    return broadcast([call.of(t) for t in call.tensors()])
+    out = broadcast([call.of(t) for t in call.tensors()])
+    return [out for _ in call.result] if isinstance(call.result, tuple | list) else out
 
 
 @axis_rule("prelu", "_prelu_kernel")
@@ -92,10 +91,14 @@ def index_reduction(call: Call) -> Dims:
     return [([] if d in reduced else dims) for d, dims in enumerate(x) if keep or d not in reduced]
 
 
-@axis_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "_safe_softmax", "renorm")
+@axis_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "_safe_softmax")
 def symmetric(call: Call) -> Dims:
     """Normalised over a dimension whose elements are treated alike: permuting in permutes out."""
-    return call.dims(0)
+    x = call.dims(0)
+    d = call.argument(1, "dim")
+    at = range(len(x)) if d is None else [d % max(1, len(x))]
+    free_of((dim for i, dim in enumerate(x) if i not in at), (x[i] for i in at if x))
+    return x
 
 
 @axis_rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll", "fft_fft", "fft_ifft", "diff")
@@ -103,11 +106,11 @@ def ordered(call: Call) -> Dims | list[Dims]:
     """The order of the elements of the named dimensions matters."""
     x = call.dims(0)
     dim = call.named("dims") if call.named("dims") is not None else call.named("dim")
-    for d in dimensions(dim, len(x)):
+    moved = dimensions(dim, len(x))
+    for d in moved:
         pin(x[d])
-    if isinstance(call.result, tuple | list):
-        return [x for _ in call.result]
-    return [d if n == size_of(d) else fresh(n, pinned=True) for d, n in zip(x, call.shape(), strict=True)]
+    out = [fresh(n, pinned=True) if i in moved else dim for i, (dim, n) in enumerate(zip(x, call.shape(), strict=True))]
+    return [out for _ in call.result] if isinstance(call.result, tuple | list) else out
 
 
 @axis_rule("sort", "argsort", "topk", "kthvalue", "mode", "msort")
@@ -142,6 +145,9 @@ def constant(call: Call) -> Dims:
 )  # fmt: skip
 def pinned_values(call: Call) -> Dims:
     """Values that depend on the index."""
+    for tensor in call.tensors():
+        for dim in call.of(tensor):
+            pin(dim)
     return [fresh(n, pinned=True) for n in call.shape()]
 
 

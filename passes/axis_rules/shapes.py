@@ -11,6 +11,7 @@ from fxfuse.passes.algebra import (
     concat,
     cut,
     expand,
+    free_of,
     fresh,
     instances,
     narrow,
@@ -18,10 +19,11 @@ from fxfuse.passes.algebra import (
     pin,
     regroup,
     size_of,
-    unify,
+    unify_all,
 )
 from fxfuse.passes.algebra import Factor as _Factor
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions, positive
+from fxfuse.passes.axis_rules.pointwise import broadcast
 
 # ----------------------------------------------------------------------------------------- re-bracketing
 
@@ -67,8 +69,8 @@ def reshape_dims(x: Dims, shape: Sequence[int]) -> Dims:
 )  # fmt: skip
 def reshape(call: Call) -> Dims:
     """Any row-major change of shape."""
-    if not call.tensors() or call.result.dtype != call.tensors()[0].dtype:
-        return [fresh(n, pinned=True) for n in call.shape()]
+    if call.result.dtype != call.args[0].dtype:
+        return _pinned(call.dims(0), call)
     return reshape_dims(call.dims(0), call.shape())
 
 
@@ -285,9 +287,7 @@ def cat(call: Call) -> Dims:
     d = positive(dim, rank)
     first = operands[0]
     for other in operands[1:]:
-        for i, (a, b) in enumerate(zip(first, other, strict=True)):
-            if i != d and a and b:
-                unify(a, b)
+        unify_all((a, b) for i, (a, b) in enumerate(zip(first, other, strict=True)) if i != d)
     pieces = [expand(operand[d]) for operand in operands]
     pieces = [piece or [_Factor(Var(1, pinned=True))] for piece in pieces]
     if len(pieces) == 1:
@@ -305,8 +305,7 @@ def stack(call: Call) -> Dims:
     operands = [call.of(t) for t in call.tensors()]
     first = operands[0]
     for other in operands[1:]:
-        for a, b in zip(first, other, strict=True):
-            unify(a, b)
+        unify_all(zip(first, other, strict=True))
     out = [expand(dim) for dim in first]
     out.insert(positive(call.argument(1, "dim", 0), len(out) + 1), fresh(len(operands), pinned=True))
     return out
@@ -348,13 +347,10 @@ def scatter_slice(call: Call) -> Dims:
     if step != 1:
         pin(x[d])
         pin(source[d])
-    else:
-        part = slice_dims([expand(dim) for dim in x], d, start, stop)
-        for i, (a, b) in enumerate(zip(part, source, strict=True)):
-            if a and b and size_of(a) == size_of(b):
-                unify(a, b)
-            elif i != d:
-                continue
+        x[d] = fresh(n, pinned=True)
+        source[d] = []
+    part = slice_dims([expand(dim) for dim in x], d, start, max(start, stop)) if step == 1 else x
+    unify_all(zip(part, source, strict=True))
     return [expand(dim) for dim in x]
 
 
@@ -441,20 +437,17 @@ def index(call: Call) -> Dims:
     used = [d for d, i in enumerate(given) if i is not None]
     for d in used:
         pin(x[d])
-    rank = len(call.shape()) - (len(x) - len(used))
-    chosen: Dims = [fresh(n, pinned=True) for n in _index_shape(given)]
-    if len(chosen) != rank:
+    by = [i for i in given if isinstance(i, torch.Tensor)]
+    if any(i.dtype in (torch.bool, torch.uint8) for i in by):
+        for mask in by:
+            _pinned(call.of(mask), call)
         return _pinned(x, call)
+    chosen = broadcast([call.of(i) for i in by])
     adjacent = used == list(range(used[0], used[-1] + 1))
     others = [(d, dim) for d, dim in enumerate(x) if d not in used]
     at = sum(1 for d, _ in others if d < used[0]) if adjacent else 0
     rest = [dim for _, dim in others]
     return [*rest[:at], *chosen, *rest[at:]]
-
-
-def _index_shape(given: list[object]) -> list[int]:
-    shapes = [i.shape for i in given if isinstance(i, torch.Tensor) and i.dtype != torch.bool]
-    return list(torch.broadcast_shapes(*shapes)) if shapes else []
 
 
 @axis_rule("index_select")
@@ -472,18 +465,14 @@ def gather(call: Call) -> Dims:
     x, by = call.dims(0), call.dims(2 if call.function._schema.name == "aten::gather" else 1)
     d = positive(call.args[1] if call.function._schema.name == "aten::gather" else call.named("dim"), len(x))
     pin(x[d])
-    out: Dims = []
-    for i, (a, b, n) in enumerate(zip(x, by, call.shape(), strict=True)):
-        if i == d:
-            out.append(b or fresh(n, pinned=True))
-        elif size_of(a) == size_of(b):
-            unify(a, b)
-            out.append(a)
-        else:
+    free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
+    for i, (a, b) in enumerate(zip(x, by, strict=True)):
+        if i != d and size_of(a) != size_of(b):
             pin(a)
             pin(b)
-            out.append(fresh(n, pinned=True))
-    return out
+            x[i] = by[i] = fresh(call.shape()[i], pinned=True)
+    unify_all((a, b) for i, (a, b) in enumerate(zip(x, by, strict=True)) if i != d)
+    return [b if i == d else a for i, (a, b) in enumerate(zip(x, by, strict=True))]
 
 
 @axis_rule("one_hot")

@@ -1,0 +1,236 @@
+"""Run a graph on meta tensors with a meaning attached to every tensor.
+
+A dispatch mode sees every aten operator, whatever Python spelling it came from, and hands it to its rule. An operator
+without one is tried through its decomposition into others; failing that it is *opaque*, and so is a node whose code
+cannot run without data: everything that it touches is pinned, and what comes out is pinned.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import decomposition_table
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxfuse.errors import GraphError
+from fxfuse.passes.algebra import Dims, check_owners, expand, fresh, pin, settle, size_of
+from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, tensors_in
+from fxfuse.types import Program
+
+
+class Mode(TorchDispatchMode):
+    """Attaches meanings to the outputs of every operator that runs while it is active.
+
+    ``node`` is the graph node at work; ``opaque`` lists (operator, node, reason) without repetition.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+        self.node = ""
+        self.opaque: dict[tuple[str, str], str] = {}
+
+    def meaning(self, tensor: Tensor) -> Meaning:
+        """What is known of ``tensor``; an unknown one holds values that depend on their index."""
+        known: Meaning | None = getattr(tensor, "_fxfuse", None)
+        if known is None:
+            known = Meaning([fresh(n, pinned=True) for n in tensor.shape])
+            self.attach(tensor, known)
+        return known
+
+    def attach(self, tensor: Tensor, meaning: Meaning) -> None:
+        """Say what ``tensor`` means, for as long as it lives."""
+        tensor._fxfuse = meaning  # type: ignore[attr-defined]  # tensors take attributes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = rule_for(func)
+        if rule is None:
+            return self._without_rule(func, args, kwargs)
+        result = func(*args, **kwargs)
+        outputs = list(tensors_in(result))
+        if not outputs:
+            return result
+        call = Call(func, tuple(args), kwargs, result, self.meaning, self.trace)
+        operands = [self.meaning(t) for t in call.tensors()]
+        stored = bool(operands) and all(meaning.stored for meaning in operands)
+        for meaning in operands:
+            meaning.used = True
+        dims = rule(call)
+        per_output: list[Dims] = dims if isinstance(result, tuple | list) else [dims]  # type: ignore[list-item,assignment]  # a rule returns what its operator does
+        for tensor, meant in zip(outputs, per_output, strict=False):
+            self._checked(tensor, meant, stored, func)
+        return result
+
+    def _checked(self, tensor: Tensor, dims: Dims, stored: bool, func: Any) -> None:
+        for size, dim in zip(tensor.shape, dims, strict=True):
+            if size not in (size_of(dim), 0):
+                raise GraphError(
+                    f"The axis rule of {func} at {self.node} gives a dimension {size_of(dim)} indices where the "
+                    f"operator gives {size}; correct the rule"
+                )
+        if stored:
+            self.trace.derived.append(dims)
+        else:
+            settle(dims)
+            check_owners(dims)
+        existing: Meaning | None = getattr(tensor, "_fxfuse", None)  # an operator that wrote in place
+        self.attach(tensor, Meaning(dims, stored, None if existing is None else existing.node))
+
+    def _without_rule(self, func: Any, args: Any, kwargs: Any) -> Any:
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        if func in decomposition_table and all(t.is_meta for t in tensors_in((args, kwargs))):
+            with self:
+                return decomposition_table[func](*args, **kwargs)
+        self.give_up(str(func).removesuffix(".default"), list(tensors_in((args, kwargs))), "it has no axis rule")
+        result = func(*args, **kwargs)
+        for t in tensors_in(result):
+            self.attach(t, Meaning([fresh(n, pinned=True) for n in t.shape]))
+        return result
+
+    def give_up(self, operator: str, operands: list[Tensor], reason: str) -> None:
+        """Pin all that an operator touches, and say so if that cost anything and the node has not been named yet."""
+        costs = any(not f.var.pinned for t in operands for dim in self.meaning(t).dims for f in expand(dim))
+        if costs and not any(node == self.node and name == operator for name, node in self.opaque):
+            self.opaque[operator, self.node] = reason
+        self.pin_all(operands)
+
+    def pin_all(self, tensors: list[Tensor]) -> None:
+        """Only the identity is left along every dimension of ``tensors``."""
+        for tensor in tensors:
+            for dim in self.meaning(tensor).dims:
+                pin(dim)
+
+
+class Interpreter(fx.Interpreter):
+    """Runs the graph node by node under the mode, on meta tensors; ``failed`` counts nodes that could not run."""
+
+    def __init__(self, module: fx.GraphModule, mode: Mode, shapes: "Shapes") -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.mode = mode
+        self.shapes = shapes
+        self.values: dict[str, Dims] = {}
+        self.failed = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One node; a failure makes it opaque."""
+        self.mode.node = n.name
+        if n.op == "output":
+            result = super().run_node(n)
+            self.mode.pin_all(list(tensors_in(result)))
+            return result
+        try:
+            result = super().run_node(n)
+        except GraphError:
+            raise
+        except Exception as error:
+            result = self._opaque(n, error)
+        if isinstance(result, Tensor) and n.op != "get_attr":
+            result = self._named(result, n.name)
+        return result
+
+    def _named(self, result: Tensor, name: str) -> Tensor:
+        meaning = self.mode.meaning(result)
+        if meaning.stored:
+            return result
+        if meaning.node is None or meaning.node == name:
+            meaning.node = name
+        else:  # the same tensor under two names (an identity): each node owns a record of its own
+            dims = meaning.dims
+            result = result.view_as(result)
+            self.mode.attach(result, Meaning(dims, False, name))
+        self.values[name] = meaning.dims
+        return result
+
+    def _opaque(self, n: fx.Node, error: Exception) -> Any:
+        self.failed += 1
+        operands = list(tensors_in(fx.node.map_arg((n.args, n.kwargs), lambda a: self.env[a])))
+        if n.op == "call_module":
+            module = self.fetch_attr(str(n.target))
+            operands += [*module.parameters(), *module.buffers()]
+        named = any(node == n.name for _, node in self.mode.opaque)  # its operator has been named already
+        target = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+        lines = str(error).strip().splitlines()
+        reason = f"it cannot be followed without data: {lines[0]}" if lines else "it cannot be followed without data"
+        if named:
+            self.mode.pin_all(operands)
+        else:
+            self.mode.give_up(str(target), operands, reason)
+        result = self.shapes.like(n.name)
+        for t in tensors_in(result):
+            self.mode.attach(t, Meaning([fresh(size, pinned=True) for size in t.shape]))
+        return result
+
+
+@dataclass(slots=True)
+class Shapes:
+    """Shapes of node values by a real run on the example, made only if some node needs them."""
+
+    program: Program
+    batch: int
+    found: dict[str, Any] | None = None
+
+    def like(self, name: str) -> Any:
+        """Meta tensors shaped like the node's value, for the abstract batch size."""
+        if self.found is None:
+            recorder = _Recorder(self.program.module)
+            with torch.no_grad():
+                recorder.run(*self.program.example)
+            self.found = recorder.seen
+        real = batch_of(self.program)
+
+        def meta(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                shape = [self.batch if i == 0 and n == real else n for i, n in enumerate(value.shape)]
+                return torch.empty(shape, dtype=value.dtype, device="meta")
+            if isinstance(value, dict):
+                return {key: meta(v) for key, v in value.items()}
+            if isinstance(value, tuple | list):
+                parts = [meta(v) for v in value]
+                return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+            return value
+
+        return meta(self.found[name])
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.seen[n.name] = result
+        return result
+
+
+def batch_of(program: Program) -> int:
+    """The batch size of the example: the first dimension of its first tensor."""
+    first = program.example[0]
+    return first.shape[0] if first.ndim else 1
+
+
+def on_meta(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the module whose parameters and buffers are meta tensors; nothing large is copied."""
+    memo: dict[int, Any] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    for node in module.graph.nodes:  # tensors that are plain attributes
+        if node.op == "get_attr":
+            value = _attribute(module, str(node.target))
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = torch.empty_like(value, device="meta")
+    return copy.deepcopy(module, memo)
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,48 @@
+"""The identity that defines neuron spaces: permute them all, and the function stays the same.
+
+With ``Q`` a random permutation of every space (of every owner's neurons apart, for a space inside another), each stored
+tensor ``W`` becomes ``Q_written W Q_read^T``. Then ``f(x; QW) = f(x; W)`` for every ``x``, exactly; in float64 what is
+left is rounding, about ``1e-15``. A law that holds only because the network ignores its neurons proves nothing:
+randomise the weights first.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from fxfuse.layouts import merge_tensors, permutation_groupings
+from fxfuse.types import Axes, Program
+
+
+def permuted(program: Program, axes: Axes, seed: int = 0, *, keep: frozenset[str] = frozenset()) -> fx.GraphModule:
+    """A float64 copy of the program's module with every space permuted at random; tensors in ``keep`` stay as they
+    are, which breaks the law wherever they matter."""
+    groupings = permutation_groupings(axes.spaces, torch.Generator().manual_seed(seed))
+    module = copy.deepcopy(program.module).double()
+    state = module.state_dict()
+    for name, value in state.items():
+        if name not in keep and (value.is_floating_point() or value.is_complex()):
+            state[name] = merge_tensors([value], [axes.state[name]], axes.spaces, groupings, (1.0,))
+    module.load_state_dict(state)
+    return module
+
+
+def permutation_error(program: Program, axes: Axes, seed: int = 0, *, keep: frozenset[str] = frozenset()) -> float:
+    """The largest change of an output on the example, relative to that output's largest value, in float64."""
+    example = tuple(x.double() if x.is_floating_point() else x for x in program.example)
+    with torch.no_grad():
+        before = _tensors(copy.deepcopy(program.module).double()(*example))
+        after = _tensors(permuted(program, axes, seed, keep=keep)(*example))
+    worst = 0.0
+    for a, b in zip(before, after, strict=True):
+        if a.numel():
+            scale = a.abs().max().item() or 1.0
+            worst = max(worst, (a - b).abs().max().item() / scale)
+    return worst
+
+
+def _tensors(output: object) -> list[Tensor]:
+    found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.double() for leaf in found]

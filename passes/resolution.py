@@ -1,0 +1,103 @@
+"""What the variables of a dimension come to in the end: layouts.
+
+A layout says less than the algebra: an owner is a space that occurs once in the tensor and is owned by nobody,
+and a family is written out segment by segment, as a concatenation, behind the owner that it goes with. ``tidy`` gives
+up the freedom that a stored tensor cannot express so; then ``layout_of`` writes it down.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from fxfuse.passes.algebra import Dim, Factor, Var, disown, expand, instances, owner, slot
+from fxfuse.types import Concat, Layout, Leaf, Product
+
+
+def tidy(dims: Sequence[Sequence[Factor]]) -> bool:
+    """Give up what a resolved layout cannot say about a stored tensor; whether anything changed.
+
+    A family is told apart by the segments of an owner that stands before it in the same dimension; an ordinary
+    ownership has a free owner that is itself owned by nobody and occurs once in the tensor.
+    """
+    found = [leaves(dim) for dim in dims]
+    for index, dim in enumerate(dims):
+        if _tidy(expand(dim), [var for other, vars_ in enumerate(found) if other != index for var in vars_]):
+            return True
+    return False
+
+
+def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
+    for index, factor in enumerate(factors):
+        root, rest = factor.var, factors[index + 1 :]
+        before = [f.var for f in factors[:index]]
+        if root.segments is not None and any(owner(f.var) is root for f in rest):
+            if _tidy_families(root, rest):
+                return True
+            pieces = (expand([Factor(s), *instances(rest, root, [s])]) for s in root.segments)
+            return any(_tidy(piece, elsewhere) for piece in pieces)
+        if root.pinned:
+            continue
+        if root.segments is not None:
+            if any(_tidy(expand([Factor(s)]), elsewhere) for s in root.segments):
+                return True
+            continue
+        outer = owner(root)
+        others = [*before, *(f.var for f in rest), *elsewhere]
+        plain = outer is not None and outer.segments is None and not outer.pinned and others.count(outer) == 1
+        if root.family or (outer is not None and not plain):
+            disown(root)
+            return True
+        if outer is not None and owner(outer) is not None:
+            disown(outer)
+            return True
+    return False
+
+
+def _tidy_families(root: Var, rest: Dim) -> bool:
+    """Families behind the segmented ``root``, and those of what they own in turn, are told apart by its segments."""
+    assert root.segments is not None
+    chain = {root}
+    for factor in rest:
+        if owner(factor.var) in chain:
+            if not all(any(slot(key) is slot(segment) for segment in root.segments) for key in factor.var.family):
+                disown(factor.var)
+                return True
+            chain.add(factor.var)
+    return False
+
+
+def layout_of(dim: Iterable[Factor], space_of: dict[Var, int]) -> Layout:
+    """The resolved meaning of a dimension; variables that are no space (pinned, or nobody's) become plain runs."""
+    parts: list[Layout] = []
+    factors = expand(dim)
+    for index, factor in enumerate(factors):
+        root = factor.var
+        rest = factors[index + 1 :]
+        if root.segments is not None and any(owner(f.var) is root for f in rest):
+            pieces = [layout_of([Factor(s), *instances(rest, root, [s])], space_of) for s in root.segments]
+            parts.append(Concat(tuple(pieces)))
+            break
+        if root.segments is not None and not root.pinned:
+            parts.append(Concat(tuple(layout_of([Factor(s)], space_of) for s in root.segments)))
+        else:
+            parts.append(Leaf(root.size, None if root.pinned else space_of.get(root)))
+    if not parts:
+        return Leaf(1)
+    return parts[0] if len(parts) == 1 else Product(tuple(parts))
+
+
+def leaves(dim: Iterable[Factor]) -> list[Var]:
+    """The roots that a resolved dimension consists of, families taken apart as ``layout_of`` does."""
+    found: list[Var] = []
+    factors = expand(dim)
+    for index, factor in enumerate(factors):
+        root = factor.var
+        rest = factors[index + 1 :]
+        if root.segments is not None and any(owner(f.var) is root for f in rest):
+            for segment in root.segments:
+                found.extend(leaves([Factor(segment), *instances(rest, root, [segment])]))
+            break
+        if root.segments is not None and not root.pinned:
+            for segment in root.segments:
+                found.extend(leaves([Factor(segment)]))
+        else:
+            found.append(root)
+    return found
