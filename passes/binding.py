@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fxfuse.errors import DataError, TraceError, nearest
-from fxfuse.passes.openers import OPENERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,9 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise DataError(f"{name}: the example does not fit {type(module).__name__}.forward{signature}: {error}") from None
+        raise DataError(
+            f"{name}: the example does not fit {type(module).__name__}.forward{signature}: {error}"
+        ) from None
     names = [n for n in known if n in signature.parameters]
     positional = tuple((names[i] if i < len(names) else f"input_{i}", v) for i, v in enumerate(args))
     bound = Bound(positional, tuple(kwargs.items()), ())
@@ -68,7 +69,11 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name
             )
     first = tensors[0]
     if first.dim() == 0 or first.shape[0] == 0:
-        raise DataError(f"{name}: the first input must have a batch dimension with samples. Got shape {tuple(first.shape)}")
+        raise DataError(
+            f"{name}: the first input must have a batch dimension with samples. Got shape {tuple(first.shape)}"
+        )
+    if first.shape[0] == 1:
+        return Bound(positional, tuple(kwargs.items()), ("the example held one sample; it was repeated",))
     return bound
 
 
@@ -109,8 +114,3 @@ def capture(module: nn.Module, example: Any, path: str, name: str) -> tuple[Boun
     if not caught:
         raise TraceError(f"{name}: running the example never reaches the sub-module {path!r}")
     return _bind(target, *caught[0], f"{name}.{path}"), target
-
-
-def has_opener(module: nn.Module) -> bool:
-    """Whether the module itself is a composite ``torch.nn`` layer."""
-    return type(module) in OPENERS

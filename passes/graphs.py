@@ -8,7 +8,6 @@ and buffer of the user's module under the user's own name, used or not, tied or 
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
@@ -36,6 +35,7 @@ class CanonicalModule(fx.GraphModule):
         memo[id(self)] = root  # whatever points back at the graph is not copied twice
         for name in _STATE:
             root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        root.__dict__["_version"] = self._version
         twin = CanonicalModule(root, copy_graph(self.graph), "CanonicalModule")
         graft(twin, root)
         twin.training = self.training
@@ -58,6 +58,7 @@ def graft(module: fx.GraphModule, root: nn.Module) -> None:
     """Give ``module`` exactly the parameters, buffers and modules of ``root`` (shared, not copied)."""
     for name in _STATE:
         module.__dict__[name] = root.__dict__[name]
+    module.__dict__["_version"] = root._version
 
 
 def assemble(root: nn.Module, graph: fx.Graph) -> CanonicalModule:
@@ -98,6 +99,7 @@ def skeleton(root: nn.Module, called: set[str]) -> nn.Module:
 def _bone(module: nn.Module) -> Container:
     bone = Container()
     bone.training = module.training
+    bone.__dict__["_version"] = module._version  # state dicts carry it, and some modules read old ones differently
     for name, parameter in module._parameters.items():
         bone.register_parameter(name, parameter)
     for name, buffer in module._buffers.items():
@@ -174,6 +176,6 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
                     other._modules[name] = module
 
 
-def is_tensor(value: Any) -> bool:
-    """Whether a probed value is one tensor."""
-    return isinstance(value, torch.Tensor)
+def words(text: str) -> list[str]:
+    """Names written in a row."""
+    return text.split()

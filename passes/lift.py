@@ -50,7 +50,9 @@ def export_trace(module: nn.Module, bound: Bound) -> CanonicalModule:
         TraceError: the batch size is baked in. Errors of ``torch.export`` come through as they are.
     """
     program = _export(module, bound)
-    builder = _Builder(module, program, [name for name, v in (*bound.positional, *bound.named) if isinstance(v, Tensor)])
+    builder = _Builder(
+        module, program, [name for name, v in (*bound.positional, *bound.named) if isinstance(v, Tensor)]
+    )
     return assemble(module, builder.build())
 
 
@@ -91,7 +93,7 @@ class _Builder:
         outputs = self._inline(self.program.graph, self.program.graph_module)
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         kept = [value for value, kind in zip(outputs, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
-        self.graph.output(_plain(tree_unflatten(kept, self.program.call_spec.out_spec)))  # type: ignore[arg-type]
+        self.graph.output(_plain(tree_unflatten(kept, self.program.call_spec.out_spec)))
         return self.graph
 
     def _path(self, spec: Any) -> str:
@@ -145,7 +147,7 @@ class _Builder:
         position = next((i for i, a in enumerate(arguments) if isinstance(a, fx.GraphModule)), None)
         if position is None or node.target.__name__ not in {"wrap_with_set_grad_enabled", "wrap_with_autocast"}:  # type: ignore[union-attr]
             raise TraceError(f"the operator {node.target} at {_where(node)} holds a graph of its own")
-        inner: fx.GraphModule = arguments[position]
+        inner: Any = arguments[position]
         for placeholder, value in zip(
             [n for n in inner.graph.nodes if n.op == "placeholder"], arguments[position + 1 :], strict=True
         ):

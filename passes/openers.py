@@ -26,7 +26,7 @@ def attention(
     need_weights: bool = True,
     attn_mask: Tensor | None = None,
     average_attn_weights: bool = True,
-    is_causal: bool = False,
+    is_causal: bool = False,  # noqa: ARG001  # a hint that repeats the mask
 ) -> tuple[Tensor, Tensor | None]:
     """``nn.MultiheadAttention.forward``, with every option of the layer and the call."""
     batched = query.ndim == 3
@@ -34,10 +34,10 @@ def attention(
         key_padding_mask = key_padding_mask.unsqueeze(0)
     q, k, v = _project(m, *_batch_first(m, query, key, value))
     extra = 0
-    if m.bias_k is not None:
+    if m.bias_k is not None and m.bias_v is not None:
         k, v = (torch.cat([x, b.expand(x.shape[0], -1, -1)], 1) for x, b in ((k, m.bias_k), (v, m.bias_v)))
         extra += 1
-    q, k, v = (x.unflatten(2, (m.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (torch.unflatten(x, 2, (m.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     if m.add_zero_attn:
         k, v = (torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in (k, v))
         extra += 1
@@ -114,7 +114,7 @@ def encoder_layer(
     src: Tensor,
     src_mask: Tensor | None = None,
     src_key_padding_mask: Tensor | None = None,
-    is_causal: bool = False,
+    is_causal: bool = False,  # noqa: ARG001  # a hint that repeats the mask
 ) -> Tensor:
     """``nn.TransformerEncoderLayer.forward`` without its fast path."""
 
@@ -139,15 +139,15 @@ def decoder_layer(
     memory_mask: Tensor | None = None,
     tgt_key_padding_mask: Tensor | None = None,
     memory_key_padding_mask: Tensor | None = None,
-    tgt_is_causal: bool = False,
-    memory_is_causal: bool = False,
+    tgt_is_causal: bool = False,  # noqa: ARG001
+    memory_is_causal: bool = False,  # noqa: ARG001  # a hint that repeats the mask
 ) -> Tensor:
     """``nn.TransformerDecoderLayer.forward``."""
 
     def own(x: Tensor) -> Tensor:
-        y: Tensor = m.self_attn(
-            x, x, x, attn_mask=tgt_mask, key_padding_mask=tgt_key_padding_mask, need_weights=False
-        )[0]
+        y: Tensor = m.self_attn(x, x, x, attn_mask=tgt_mask, key_padding_mask=tgt_key_padding_mask, need_weights=False)[
+            0
+        ]
         return y
 
     def cross(x: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def encoder(
     src: Tensor,
     mask: Tensor | None = None,
     src_key_padding_mask: Tensor | None = None,
-    is_causal: bool | None = None,
+    is_causal: bool | None = None,  # noqa: ARG001  # a hint that repeats the mask
 ) -> Tensor:
     """``nn.TransformerEncoder.forward`` without nested tensors."""
     x = src
@@ -187,8 +187,8 @@ def decoder(
     memory_mask: Tensor | None = None,
     tgt_key_padding_mask: Tensor | None = None,
     memory_key_padding_mask: Tensor | None = None,
-    tgt_is_causal: bool | None = None,
-    memory_is_causal: bool = False,
+    tgt_is_causal: bool | None = None,  # noqa: ARG001
+    memory_is_causal: bool = False,  # noqa: ARG001  # a hint that repeats the mask
 ) -> Tensor:
     """``nn.TransformerDecoder.forward``."""
     x = tgt
@@ -214,9 +214,9 @@ def transformer(
     src_key_padding_mask: Tensor | None = None,
     tgt_key_padding_mask: Tensor | None = None,
     memory_key_padding_mask: Tensor | None = None,
-    src_is_causal: bool | None = None,
-    tgt_is_causal: bool | None = None,
-    memory_is_causal: bool = False,
+    src_is_causal: bool | None = None,  # noqa: ARG001
+    tgt_is_causal: bool | None = None,  # noqa: ARG001
+    memory_is_causal: bool = False,  # noqa: ARG001  # a hint that repeats the mask
 ) -> Tensor:
     """``nn.Transformer.forward``."""
     memory = m.encoder(src, mask=src_mask, src_key_padding_mask=src_key_padding_mask)

@@ -81,7 +81,7 @@ class Prober:
         was, self.busy = self.busy, True
         try:
             with torch.no_grad(), self.mode:
-                return call(*args, **kwargs)  # type: ignore[misc]
+                return call(*args, **kwargs)
         finally:
             self.busy = was
 

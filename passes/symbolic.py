@@ -13,14 +13,14 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.fx._symbolic_trace as fx_internals
 from torch import Tensor, fx, nn
 
 from fxfuse.errors import TraceError
-from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf
+from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
 from fxfuse.passes.normalizing.constants import constant_value
 from fxfuse.passes.openers import OPENERS
 from fxfuse.passes.probing import PROBE, Prober
@@ -63,6 +63,7 @@ class Method:
         self.owner, self.name = owner, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Record the call."""
         return self.owner.call(self.name, args, kwargs)
 
 
@@ -128,7 +129,7 @@ class ValueProxy(fx.Proxy):
         value = self.node.meta[PROBE][0]
         if isinstance(value, dict):
             return iter(value)
-        return iter([self[i] for i in range(len(self))])
+        return iter([operator.getitem(cast(Any, self), i) for i in range(len(self))])
 
     def keys(self) -> Any:
         """The keys of a mapping."""
@@ -209,7 +210,7 @@ class ValueTracer(fx.Tracer):
             return super().call_module(m, functools.partial(opener, m), args, kwargs)
         return super().call_module(m, forward, args, kwargs)
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+    def create_args_for_root(self, *_: Any, **__: Any) -> tuple[Any, list[Any]]:
         """Placeholders for the bound tensors, the bound constants for all other arguments."""
         index = iter(range(len(self.prober.inputs[0])))
 
@@ -241,9 +242,9 @@ class ValueTracer(fx.Tracer):
         return first
 
 
-_FACTORIES = (
+_FACTORIES = words(
     "zeros ones full empty arange linspace eye rand randn tensor scalar_tensor tril_indices triu_indices as_tensor"
-).split()
+)
 
 
 @contextlib.contextmanager
@@ -255,7 +256,7 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             found: list[fx.Proxy] = []
-            fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else a)  # type: ignore[arg-type,func-returns-value]
+            fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else a)
             if found and not tracer.prober.busy:
                 return tracer.create_proxy("call_function", original, args, kwargs)
             return original(*args, **kwargs)

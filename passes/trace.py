@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxfuse.errors import DataError, FuseError, TraceError
+from fxfuse.errors import DataError, TraceError
 from fxfuse.passes.binding import Bound, bind, capture
 from fxfuse.passes.checking import check_equal, outputs_at, random_like
-from fxfuse.passes.graphs import CanonicalModule, assemble
+from fxfuse.passes.graphs import CanonicalModule, assemble, is_torch_leaf
 from fxfuse.passes.lift import export_trace
 from fxfuse.passes.normalize import normalize
 from fxfuse.passes.probing import LANES, PROBE, at_batch, clear_probes
@@ -63,8 +62,14 @@ def trace(
         bound, twin = capture(twin, example, submodule, name)
     else:
         bound = bind(twin, example, name)
+    outputs_at(twin, bound, bound.tensors, name)
     inputs = [random_like(bound.tensors, size, seed) for seed, size in enumerate(LANES)]
-    expected = [outputs_at(twin, bound, x, name) for x in inputs]
+    try:
+        expected = [outputs_at(twin, bound, x, name) for x in inputs]
+    except DataError as error:
+        raise TraceError(
+            f"{name} takes the example but no other batch size; the batch must stay free: {error}"
+        ) from error
     failures: list[str] = []
     for attempt in _attempts(front_end):
         try:
@@ -73,8 +78,9 @@ def trace(
         except Exception as error:
             failures.append(f"{attempt.__name__.strip('_')}: {describe(error)}")
             continue
-        notes = (*bound.notes, *(f"{failure}" for failure in failures), *program.notes)
-        return Program(name, program.module, at_batch(bound.tensors, max(2, _batch(bound))), program.front_end, notes)
+        notes = (*bound.notes, *failures, *program.notes)
+        example = tuple(x.detach().clone() for x in at_batch(bound.tensors, max(2, bound.tensors[0].shape[0])))
+        return Program(name, program.module, example, program.front_end, notes)
     raise TraceError(
         f"{name} cannot be turned into a graph. {'; '.join(failures)}. Name a module to keep whole with leaves=, "
         "or trace only a part with submodule="
@@ -123,8 +129,8 @@ def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...
     while True:
         try:
             traced = torch_fx(module, bound, (*leaves, *found))
-        except FuseError as error:
-            inner = getattr(error, "scope", "")
+        except Exception as error:  # whatever the user's code raises while it is being traced
+            inner = _innermost(module, error)
             if not inner or inner in found:
                 raise
             found.append(inner)
@@ -133,16 +139,32 @@ def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...
         return _Traced(traced.module, "fx", (*traced.notes, *note))
 
 
+def _innermost(module: nn.Module, error: BaseException) -> str:
+    """The path of the innermost module, other than the root, that was running when ``error`` was raised.
+
+    Tracing works on a copy, so modules are told apart by their class and by their place: the path is read from the
+    copy that the traceback holds.
+    """
+    running: list[nn.Module] = []
+    step = error.__traceback__
+    while step is not None:
+        owner = step.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and not is_torch_leaf(owner) and (not running or running[-1] is not owner):
+            running.append(owner)
+        step = step.tb_next
+    roots = [m for m in running if type(m) is type(module)]
+    if not roots:
+        return ""
+    paths = {id(m): path for path, m in roots[0].named_modules()}
+    known = [paths[id(m)] for m in running if paths.get(id(m))]
+    return known[-1] if known else ""
+
+
 def _finish(result: CanonicalModule, bound: Bound, front_end: FrontEnd, notes: tuple[str, ...]) -> _Traced:
     changed = normalize(result, bound.tensors)
     clear_probes(result)
     result.eval()
     return _Traced(result, front_end, (*notes, *changed))
-
-
-def _batch(bound: Bound) -> int:
-    first = bound.tensors[0]
-    return first.shape[0] if first.dim() else 2
 
 
 def describe(error: BaseException) -> str:

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxfuse.passes.graphs import words
 from fxfuse.passes.probing import PROBE
 
 _OPERATORS = frozenset(
     getattr(operator, name)
-    for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul ilshift irshift".split()
+    for name in words("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul ilshift irshift")
 )
 
 
@@ -31,7 +32,7 @@ def mutated(node: fx.Node) -> fx.Node | None:
     first = node.args[0] if node.args else None
     if node.op == "call_method":
         name = str(target)
-        writes = name.endswith("_") and not name.endswith("__") or name == "__setitem__"
+        writes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
     elif node.op != "call_function":
         return None
     elif target is operator.setitem or target in _OPERATORS:
@@ -82,13 +83,13 @@ def inplace_flag(node: fx.Node) -> Any:
     """The ``inplace`` argument of a functional activation, ``None`` if it has none."""
     if "inplace" in node.kwargs:
         return node.kwargs["inplace"]
-    position = _INPLACE_POSITION.get(node.target)  # type: ignore[arg-type,call-overload]
+    position = _INPLACE_POSITION.get(node.target)  # type: ignore[arg-type]  # other targets are simply not in the table
     return node.args[position] if position is not None and len(node.args) > position else None
 
 
 def without_inplace_flag(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The node's arguments without ``inplace``."""
-    position = _INPLACE_POSITION.get(node.target)  # type: ignore[arg-type,call-overload]
+    position = _INPLACE_POSITION.get(node.target)  # type: ignore[arg-type]  # other targets are simply not in the table
     args = node.args if position is None else node.args[:position]
     return tuple(args), {k: v for k, v in node.kwargs.items() if k != "inplace"}
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxfuse.passes.graphs import words
 from fxfuse.passes.probing import PROBE, Editor
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 Arguments = dict[str, Any]
-_METHOD = str
 
 
 def respell_aten(module: fx.GraphModule) -> int:
@@ -309,17 +309,19 @@ TABLE: dict[str, Callable[[Arguments], Call | None]] = {
 }
 """Entries by ``name.overload``, or by ``name`` where all overloads are alike."""
 
-_NAMES_ALIKE = (
-    "abs acos addmm all amax amin any argmax argmin asin atan baddbmm bitwise_and bitwise_not bitwise_or bmm ceil clamp "
-    "clamp_max clamp_min cos cumsum einsum erf exp exp2 expm1 flip floor gather ge gt index_select isfinite isinf isnan le "
-    "log log10 log1p log2 logical_and logical_not logical_or logsumexp lt maximum minimum movedim outer reciprocal "
+_NAMES_ALIKE = words(
+    "abs acos addmm all amax amin any argmax argmin asin atan baddbmm bitwise_and bitwise_not bitwise_or bmm ceil "
+    "clamp clamp_max clamp_min cos cumsum einsum erf exp exp2 expm1 flip floor gather ge gt index_select isfinite isinf "
+    "isnan le log log10 log1p log2 logical_and logical_not logical_or logsumexp lt maximum minimum movedim outer reciprocal "
     "remainder roll round rsqrt select_scatter sign sin slice_scatter sqrt square squeeze stack std tril triu unbind "
     "unsqueeze var where tile repeat_interleave narrow"
-).split()
-_FUNCTIONAL_ALIKE = "elu selu celu glu logsigmoid softsign hardshrink softshrink pixel_shuffle pixel_unshuffle normalize"
+)
+_FUNCTIONAL_ALIKE = words(
+    "elu selu celu glu logsigmoid softsign hardshrink softshrink pixel_shuffle pixel_unshuffle normalize"
+)
 
 _ALIKE: dict[str, Callable[..., Any]] = {name: getattr(torch, name) for name in _NAMES_ALIKE} | {
-    name: getattr(F, name) for name in _FUNCTIONAL_ALIKE.split()
+    name: getattr(F, name) for name in _FUNCTIONAL_ALIKE
 }
 """Operators whose function has the same name and the same arguments."""
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxfuse.passes.graphs import attribute, install
+from fxfuse.passes.graphs import attribute, install, words
 from fxfuse.passes.normalizing.aliases import Aliases, mutated
 from fxfuse.passes.probing import LANES, PROBE, Editor
 
 _READS_SHAPE_ONLY = frozenset(
-    "size dim numel new_zeros new_ones new_full new_empty type_as get_device element_size stride".split()
+    words("size dim numel new_zeros new_ones new_full new_empty get_device element_size stride")
 )
 _LIKE = frozenset({torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.numel})
 _ATEN_LIKE = ("sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_empty")
@@ -26,7 +26,7 @@ _RANDOM = frozenset({torch.rand, torch.randn, torch.bernoulli, torch.multinomial
 def reads_shape_only(node: fx.Node) -> bool:
     """Whether the node looks at its first argument's shape, type and device, never at its values."""
     if node.op == "call_method":
-        return node.target in _READS_SHAPE_ONLY and node.target != "type_as"
+        return node.target in _READS_SHAPE_ONLY
     if node.target is getattr:
         return True
     if isinstance(node.target, torch._ops.OpOverload):
@@ -93,11 +93,11 @@ class Evaluator:
             return
         args, kwargs = fx.map_arg(node.args, self.value), fx.map_arg(node.kwargs, self.value)
         if reads_shape_only(node) and node.args[0] not in self.values:
-            args = (_stand_in(args[0]), *args[1:])  # type: ignore[index,misc]
+            args = (_stand_in(args[0]), *args[1:])
         if node.op == "call_method":
-            self.values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)  # type: ignore[index,arg-type]
+            self.values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
-            self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator,misc]
+            self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # call_function targets are callable
 
 
 def _stand_in(fake: Any) -> Any:
@@ -215,8 +215,7 @@ def _written_with_data(graph: fx.Graph, free: set[fx.Node]) -> set[fx.Node]:
     tainted: set[fx.Node] = set()
     for node in graph.nodes:
         if node in free and (
-            aliases.root(node) in dirty
-            or any(n in tainted for n in node.all_input_nodes if not reads_shape_only(node))
+            aliases.root(node) in dirty or any(n in tainted for n in node.all_input_nodes if not reads_shape_only(node))
         ):
             tainted.add(node)
     return tainted

@@ -100,7 +100,7 @@ def _method(edit: Editor, node: fx.Node) -> int:
         return 0
     if name in _ARITHMETIC and len(args) <= 2 and not kwargs:
         return _set(node, _ARITHMETIC[name], args)
-    target = _FUNCTIONS.get(name) or getattr(torch, name, None)
+    target: Any = _FUNCTIONS.get(name) or getattr(torch, name, None)
     if name in _FUNCTIONS or (_is_function(target) and name not in {"unfold", "norm", "to", "type", "split", "unique"}):
         assert callable(target)
         return _set(node, target, args, kwargs)
@@ -128,7 +128,8 @@ def _is_function(target: Any) -> bool:
 def _function(edit: Editor, node: fx.Node) -> int:
     target: Any = node.target
     if target in _SAME:
-        return _set(node, _SAME[target], node.args, dict(node.kwargs))
+        same: Any = _SAME[target]
+        return _set(node, same, node.args, dict(node.kwargs))
     if target is getattr:
         return _attribute(edit, node)
     name = getattr(target, "__name__", "")
@@ -229,12 +230,16 @@ def _is_identity(node: fx.Node) -> bool:
     if target in {torch.reshape, torch.squeeze, torch.unsqueeze, torch.flatten} or target in {"expand", "expand_as"}:
         return True
     if target is operator.getitem:
-        return all(isinstance(i, slice) and (i.step or 1) == 1 or i is Ellipsis for i in node.args[1])  # type: ignore[union-attr]
+        return all((isinstance(i, slice) and (i.step or 1) == 1) or i is Ellipsis for i in node.args[1])  # type: ignore[union-attr]
     if target in {F.pad, torch.constant_pad_nd, torch.roll}:
-        return _all_zero(node.args[1] if len(node.args) > 1 else [*node.kwargs.values()][0])
+        return _all_zero(node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values())))
     if target is torch.permute:
         return list(node.args[1]) == list(range(len(node.args[1])))  # type: ignore[arg-type]
-    return target in {operator.mul, operator.truediv} and node.args[1] in (1, 1.0) and not isinstance(node.args[1], fx.Node)
+    return (
+        target in {operator.mul, operator.truediv}
+        and node.args[1] in (1, 1.0)
+        and not isinstance(node.args[1], fx.Node)
+    )
 
 
 def _all_zero(numbers: Any) -> bool:

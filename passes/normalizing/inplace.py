@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxfuse.errors import GraphError
-from fxfuse.passes.graphs import WHERE
+from fxfuse.passes.graphs import WHERE, words
 from fxfuse.passes.normalizing.aliases import Aliases, inplace_flag, mutated, without_inplace_flag
 from fxfuse.passes.probing import PROBE, Editor
 
 _PURE_OPERATOR = {
     getattr(operator, f"i{name}"): getattr(operator, name)
-    for name in "add sub mul truediv floordiv mod pow matmul xor lshift rshift".split()
+    for name in words("add sub mul truediv floordiv mod pow matmul xor lshift rshift")
 } | {operator.iand: operator.and_, operator.ior: operator.or_}
 
 
@@ -62,8 +62,8 @@ class _Memory:
     def redirect(self, node: fx.Node) -> None:
         """Let ``node`` read what its inputs hold by now."""
         if any(n in self.now for n in node.all_input_nodes):
-            node.args = fx.map_arg(node.args, self._held)  # type: ignore[assignment]  # a tuple stays a tuple
-            node.kwargs = fx.map_arg(node.kwargs, self._held)  # type: ignore[assignment]
+            node.args = fx.map_arg(node.args, self._held)
+            node.kwargs = fx.map_arg(node.kwargs, self._held)
 
     def _held(self, node: fx.Node) -> fx.Node:
         return self.now.get(node, node)
@@ -129,7 +129,9 @@ def _pure_method(edit: Editor, name: str, node: fx.Node) -> fx.Node:
     if name == "zero_":
         return edit.call(torch.zeros_like, node.args[0])
     if name == "fill_":
-        return edit.method("masked_fill", node.args[0], edit.call(torch.ones_like, node.args[0], dtype=torch.bool), node.args[1])
+        return edit.method(
+            "masked_fill", node.args[0], edit.call(torch.ones_like, node.args[0], dtype=torch.bool), node.args[1]
+        )
     if not hasattr(Tensor, name[:-1]):
         raise _no_form(node)
     return edit.method(name[:-1], *node.args, **node.kwargs)
@@ -177,7 +179,7 @@ def _put_back(edit: Editor, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.
     if view.target is operator.getitem:
         return scatter(edit, base, view.args[1], value)
     shape = view.meta[PROBE][0].shape
-    rest = [*view.args[1:], *view.kwargs.values()]
+    rest: list[Any] = [*view.args[1:], *view.kwargs.values()]
     if name in {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}:
         return edit.method("view_as", edit.method("contiguous", value), base)
     if name in {"transpose", "swapaxes", "t"}:
@@ -218,7 +220,7 @@ def scatter(edit: Editor, base: fx.Node, index: Any, value: Any) -> fx.Node:
 def _is_basic(item: Any) -> bool:
     if isinstance(item, fx.Node):
         return not isinstance(item.meta[PROBE][0], Tensor)
-    return item is None or item is Ellipsis or isinstance(item, int | slice) and not isinstance(item, bool)
+    return item is None or item is Ellipsis or (isinstance(item, int | slice) and not isinstance(item, bool))
 
 
 def _scatter_plain(edit: Editor, base: fx.Node, items: list[Any], dim: int, value: Any) -> fx.Node:
@@ -253,12 +255,11 @@ def _scatter_tensor(edit: Editor, base: fx.Node, items: list[Any], value: Any) -
     """Indices that are tensors: a mask over leading dimensions or integer positions."""
     first = items[0]
     is_value = isinstance(value, fx.Node) and isinstance(value.meta[PROBE][0], Tensor)
-    if len(items) == 1 and isinstance(first, fx.Node) and first.meta[PROBE][0].dtype == torch.bool:
-        if not is_value:
-            mask = first
-            for _ in range(base.meta[PROBE][0].dim() - first.meta[PROBE][0].dim()):
-                mask = edit.call(torch.unsqueeze, mask, -1)
-            return edit.method("masked_fill", base, mask, value)
+    if len(items) == 1 and isinstance(first, fx.Node) and first.meta[PROBE][0].dtype == torch.bool and not is_value:
+        mask = first
+        for _ in range(base.meta[PROBE][0].dim() - first.meta[PROBE][0].dim()):
+            mask = edit.call(torch.unsqueeze, mask, -1)
+        return edit.method("masked_fill", base, mask, value)
     if not is_value:
         value = edit.method("new_full", base, (), value)
     if not all(isinstance(i, fx.Node) or i == slice(None) for i in items) or not isinstance(items[0], fx.Node):

@@ -215,7 +215,7 @@ def _candidates(state: dict[str, Tensor], owners: dict[int, list[str]]) -> Itera
 
 def _fits(owner: nn.Module, layer: nn.Module, state: dict[str, Tensor]) -> bool:
     """Whether ``owner`` holds exactly the layer's state, each tensor under the layer's name for it."""
-    if owner._modules or not isinstance(owner, Container) and not is_torch_leaf(owner):
+    if owner._modules or not (isinstance(owner, Container) or is_torch_leaf(owner)):
         return False
     if is_torch_leaf(owner) and not _is_that(owner, layer):
         return False
@@ -230,7 +230,7 @@ def _fits(owner: nn.Module, layer: nn.Module, state: dict[str, Tensor]) -> bool:
 
 
 def _is_that(owner: nn.Module, layer: nn.Module) -> bool:
-    same_class = isinstance(owner, type(layer)) or isinstance(owner, nn.modules.batchnorm._BatchNorm)
+    same_class = isinstance(owner, (type(layer), nn.modules.batchnorm._BatchNorm))
     return same_class and is_torch_leaf(owner) and repr(owner).partition("(")[2] == repr(layer).partition("(")[2]
 
 

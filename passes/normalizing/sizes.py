@@ -81,7 +81,7 @@ def _reshape(edit: Editor, node: fx.Node) -> int:
         return 0
     if not any(isinstance(s, int) and s > 1 for s in sizes):
         return 0
-    plan = plan_reshape(_shapes(source), _shapes(node), sizes)
+    plan = plan_reshape(_shapes(source), _shapes(node), _with_inner_free(node, sizes))
     if plan is None:
         _note(edit, node, "a reshape keeps its sizes")
         return 0
@@ -90,6 +90,22 @@ def _reshape(edit: Editor, node: fx.Node) -> int:
         return 0
     node.args, node.kwargs = (source, new), {}
     return 1
+
+
+def _with_inner_free(node: fx.Node, sizes: Sequence[Any]) -> Sequence[Any]:
+    """``view(B, N, -1, d)`` followed by a swap of dimensions 1 and 2 splits heads: write ``view(B, N, h, -1)``.
+
+    In every other reshape the ``-1`` stays where the user put it.
+    """
+    after = _shapes(node)
+    if len(sizes) != 4 or sizes[2] != -1 or not isinstance(sizes[3], int):
+        return sizes
+    swaps = any(
+        (user.target is torch.transpose and {d % 4 for d in user.args[1:3] if isinstance(d, int)} == {1, 2})
+        or (user.target is torch.permute and tuple(user.args[1]) in {(0, 2, 1, 3), (0, 2, 3, 1)})  # type: ignore[arg-type]
+        for user in node.users
+    )
+    return (*sizes[:2], after[2][0], -1) if swaps and after[2][0] == after[2][1] else sizes
 
 
 def _write(edit: Editor, source: fx.Node, plan: Sequence[Any]) -> tuple[Any, ...]:
@@ -145,7 +161,9 @@ def _plan_group(plan: list[Any], dims: list[int], outputs: list[int], after: Seq
             plan[derived] = Follow(tuple(dims), divisor)
 
 
-def align(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]] | None:
+def align(
+    before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]
+) -> list[tuple[list[int], list[int]]] | None:
     """Smallest groups of input and output dimensions with equal products in both lanes; dimensions of 1 are left out.
 
     >>> align([(5, 3), (8, 8), (7, 7)], [(5, 3), (56, 56)])
@@ -253,7 +271,7 @@ def _fixed_slice(node: fx.Node) -> tuple[int, int, int] | None:
         at = [i is Ellipsis for i in index].index(True)
         index = (*index[:at], *[slice(None)] * (rank - len(index) + 1), *index[at + 1 :])
     cuts = [(d, i) for d, i in enumerate(index) if not (isinstance(i, slice) and i == slice(None))]
-    if len(cuts) != 1 or not isinstance(cuts[0][1], slice) or any(isinstance(i, fx.Node | None.__class__) for i in index):
+    if len(cuts) != 1 or not isinstance(cuts[0][1], slice) or any(i is None or isinstance(i, fx.Node) for i in index):
         return None
     dim, cut = cuts[0]
     if any(isinstance(b, fx.Node) for b in (cut.start, cut.stop, cut.step)) or cut.step not in (None, 1):

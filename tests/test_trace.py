@@ -1,0 +1,278 @@
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, fx, nn
+
+from fxfuse.errors import DataError, TraceError
+from fxfuse.models_zoo import ZOO, randomise
+from fxfuse.passes.checking import difference, plain
+from fxfuse.passes.trace import trace
+
+FAMILIES = (
+    "alexnet vgg11_bn resnet18 densenet121 mobilenet_v2 mobilenet_v3_small efficientnet_b0 convnext_tiny swin_t "
+    "swin_v2_t vit_b_32 googlenet inception_v3 squeezenet1_0 shufflenet_v2_x0_5 mnasnet0_5 regnet_y_400mf"
+).split()  # noqa: SIM905
+SIDE = {"inception_v3": 75, "vit_b_32": 224, "squeezenet1_0": 64, "alexnet": 64}
+
+
+def torchvision_model(name: str) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return randomise(torchvision.models.get_model(name), seed=1).eval()
+
+
+def assert_faithful(model: nn.Module, module: fx.GraphModule, inputs: tuple[Tensor, ...], tolerance=1e-5) -> None:
+    """The laws of a program: same function, same state dict, differentiable, copies like any module."""
+    with torch.no_grad():
+        worst, where = difference(plain(model(*inputs)), plain(module(*inputs)))
+    assert worst <= tolerance, where
+    state = model.state_dict()
+    assert list(module.state_dict()) == list(state)
+    module.load_state_dict(state, strict=True)
+    model.load_state_dict(module.state_dict(), strict=True)
+    owned = {p.data_ptr() for p in model.parameters()}
+    assert not owned & {p.data_ptr() for p in module.parameters()}
+    assert all(node.op != "call_module" or ".Container" not in str(node.target) for node in module.graph.nodes)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+def test_zoo_models_keep_their_function_and_their_names(name, front_end):
+    entry = ZOO[name]
+    model = randomise(entry.factory(), seed=1).eval()
+    program = trace(model, entry.example(), front_end=front_end)
+    assert program.front_end == front_end
+    assert_faithful(model, program.module, entry.example(4, seed=3))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_torchvision_model_per_family(name):
+    model = torchvision_model(name)
+    side = SIDE.get(name, 32)
+    program = trace(model, torch.randn(2, 3, side, side))
+    assert program.front_end == "fx"
+    assert_faithful(model, program.module, (torch.randn(4, 3, side, side),))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_every_torchvision_classifier(name):
+    model = torchvision_model(name)
+    side = 224 if "vit" in name or "maxvit" in name or "swin" in name else 75 if "inception" in name else 64
+    program = trace(model, torch.randn(2, 3, side, side))
+    assert program.front_end == "fx"
+    assert_faithful(model, program.module, (torch.randn(2, 3, side, side),))
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+@pytest.mark.parametrize("name", ["resnet20", "vit", "lstm", "language_model"])
+def test_a_program_trains_copies_and_exports_again(name, front_end):
+    entry = ZOO[name]
+    module = trace(randomise(entry.factory(), seed=1), entry.example(), front_end=front_end).module
+    twin = copy.deepcopy(module)
+    inputs = entry.example(4)
+    assert torch.equal(plain(twin(*inputs)), plain(module(*inputs)))
+    assert {p.data_ptr() for p in twin.parameters()}.isdisjoint({p.data_ptr() for p in module.parameters()})
+    twin.train()
+    twin(*inputs).square().mean().backward()
+    assert all(p.grad is not None for p in twin.parameters())
+    twin.eval()
+    with torch.no_grad():
+        exported = torch.export.export(twin, entry.example(2), strict=False)
+        assert difference(exported.module()(*entry.example(2)), twin(*entry.example(2)))[0] < 1e-5
+
+
+def test_train_and_eval_switch_batch_norm_from_both_front_ends():
+    for front_end in ("fx", "export"):
+        entry = ZOO["resnet20"]
+        module = trace(randomise(entry.factory(), seed=1), entry.example(), front_end=front_end).module
+        before = module.state_dict()["stem.1.running_mean" if "stem.1.running_mean" in module.state_dict() else
+                                     next(k for k in module.state_dict() if "running_mean" in k)].clone()  # fmt: skip
+        key = next(k for k in module.state_dict() if "running_mean" in k)
+        module.train()
+        module(*entry.example(4))
+        assert not torch.equal(module.state_dict()[key], before)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embed.weight
+        self.unused = nn.Linear(3, 3)
+        self.register_buffer("scale", torch.full((8,), 2.0))
+        self.register_buffer("scratch", torch.ones(8), persistent=False)
+
+    def forward(self, ids: Tensor, shift: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.embed(ids) * self.scale * self.scratch
+        if shift is not None:
+            x = x + shift
+        return {"logits": self.head(x), "hidden": x}
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+def test_state_survives_tied_unused_and_non_persistent(front_end):
+    model = randomise(Tied(), seed=1).eval()
+    ids = torch.randint(20, (2, 5))
+    module = trace(model, ids, front_end=front_end).module
+    assert_faithful(model, module, (ids,))
+    assert module.get_submodule("embed").weight is module.get_submodule("head").weight
+    assert "scratch" in dict(module.named_buffers())
+    twin = copy.deepcopy(module)
+    assert list(twin.state_dict()) == list(model.state_dict())
+    assert twin.get_submodule("embed").weight is twin.get_submodule("head").weight
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+def test_a_mapping_binds_by_name_and_the_rest_takes_its_default(front_end):
+    model = randomise(Tied(), seed=1).eval()
+    ids, shift = torch.randint(20, (2, 5)), torch.randn(2, 5, 8)
+    program = trace(model, {"shift": shift, "ids": ids}, front_end=front_end)
+    names = [node.name for node in program.module.graph.nodes if node.op == "placeholder"]
+    assert names == ["shift", "ids"]
+    assert program.example[0].shape == shift.shape
+    alone = trace(model, {"ids": ids}, front_end=front_end)
+    assert [n.name for n in alone.module.graph.nodes if n.op == "placeholder"] == ["ids"]
+    out = alone.module(ids)
+    assert set(out) == {"logits", "hidden"}
+
+
+def test_one_sample_is_repeated_and_said():
+    program = trace(nn.Linear(3, 2), torch.randn(1, 3))
+    assert program.example[0].shape == (2, 3)
+    assert any("one sample" in note for note in program.notes)
+
+
+def test_a_leaf_can_be_traced_itself():
+    attention = randomise(nn.MultiheadAttention(8, 2, batch_first=True), seed=1).eval()
+    x = torch.randn(2, 5, 8)
+    module = trace(attention, (x, x, x)).module
+    assert_faithful(attention, module, (x, x, x))
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, images: list[Tensor]) -> list[Tensor]:
+        features = self.backbone(torch.stack(images))
+        return [f[f > f.mean()] for f in features]
+
+
+def test_a_submodule_is_traced_on_what_it_receives():
+    model = randomise(Backbone(), seed=1).eval()
+    program = trace(model, [torch.randn(3, 8, 8), torch.randn(3, 8, 8)], submodule="backbone")
+    assert list(program.module.state_dict()) == list(model.backbone.state_dict())
+    assert program.example[0].shape == (2, 3, 8, 8)
+    with pytest.raises(TraceError, match="did you mean 'backbone'"):
+        trace(model, [torch.randn(3, 8, 8)], submodule="backbon")
+
+
+class DataBranch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(4, 4)
+        self.branch = DataBranch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(F.relu(self.before(x)))
+
+
+def test_a_branch_on_data_names_the_line_and_the_cure():
+    with pytest.raises(TraceError, match=r"test_trace\.py:\d+ `if x\.sum\(\) > 0:`.*leaves=.*submodule="):
+        trace(DataBranch(), torch.randn(2, 4))
+
+
+def test_the_innermost_module_that_cannot_be_followed_becomes_a_leaf():
+    model = randomise(Wrapped(), seed=1).eval()
+    program = trace(model, torch.randn(2, 4))
+    assert any("branch is kept as one opaque node" in note for note in program.notes)
+    assert_faithful(model, program.module, (torch.randn(3, 4),))
+
+
+def test_named_leaves_stay_whole():
+    model = randomise(ZOO["resnet20"].factory(), seed=1).eval()
+    kind = type(next(m for n, m in model.named_modules() if n.count(".") == 1 and m._modules)).__name__
+    module = trace(model, ZOO["resnet20"].example(), leaves=[kind]).module
+    kinds = {type(module.get_submodule(str(n.target))).__name__ for n in module.graph.nodes if n.op == "call_module"}
+    assert kind in kinds
+
+
+def test_an_input_that_the_model_rejects_is_one_sentence():
+    with pytest.raises(DataError, match=r"parent rejects inputs of shape \(2, 4\)"):
+        trace(nn.Linear(3, 2), torch.randn(2, 4))
+
+
+def test_an_unknown_argument_is_named():
+    with pytest.raises(DataError, match="no argument 'id'; did you mean 'ids'"):
+        trace(Tied(), {"id": torch.randint(20, (2, 5))})
+
+
+def test_a_fixed_batch_size_is_refused():
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(2, 3, 2)
+
+    with pytest.raises(TraceError, match="no other batch size"):
+        trace(Fixed(), torch.randn(2, 6))
+
+
+def test_an_unknown_front_end_is_refused():
+    with pytest.raises(TraceError, match=r"must be one of 'auto', 'fx', 'export'\. Got 'jit'"):
+        trace(nn.Linear(3, 2), torch.randn(2, 3), front_end="jit")
+
+
+def test_the_parent_is_not_touched():
+    model = randomise(ZOO["resnet20"].factory(), seed=1).train()
+    before = copy.deepcopy(model.state_dict())
+    trace(model, ZOO["resnet20"].example())
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert any(getattr(m, "inplace", False) for m in copy.deepcopy(nn.ReLU(True)).modules())
+
+
+def test_nodes_say_where_they_come_from():
+    module = trace(Wrapped().branch.first, torch.randn(2, 4)).module
+    assert module is not None
+    module = trace(Tied(), torch.randint(20, (2, 5))).module
+    places = {n.name: n.meta["where"] for n in module.graph.nodes if n.op == "call_function"}
+    assert places
+    assert all(place.startswith("test_trace.py:") for place in places.values())
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "name",
+    (
+        "vit_tiny_patch16_224 mixer_s32_224 resmlp_12_224 gmlp_ti16_224 convnext_atto convnextv2_atto levit_128s "
+        "swin_tiny_patch4_window7_224 tf_efficientnet_b0 mobilevit_xxs mobilevitv2_050 resnetv2_50x1_bit resnest14d "
+        "seresnet18 hrnet_w18_small dla34 ghostnet_100 repvgg_a0 poolformer_s12 pvt_v2_b0 xcit_nano_12_p16_224 "
+        "cait_xxs24_224 coat_tiny crossvit_tiny_240 edgenext_xx_small efficientformer_l1 fastvit_t8 focalnet_tiny_srf "
+        "inception_next_tiny nfnet_l0 tnt_s_patch16_224 visformer_tiny volo_d1_224 botnet26t_256 halonet26t "
+        "lambda_resnet26t eva02_tiny_patch14_224 res2net50_26w_4s maxvit_pico_rw_256 tresnet_m"
+    ).split(),  # noqa: SIM905
+)
+def test_timm(name):
+    timm = pytest.importorskip("timm")
+    model = randomise(timm.create_model(name), seed=1).eval()
+    side = model.pretrained_cfg["input_size"][-1]
+    program = trace(model, torch.randn(2, 3, side, side))
+    assert_faithful(model, program.module, (torch.randn(2, 3, side, side),))
