@@ -61,7 +61,7 @@ class Merger:
     ) -> Tensor:
         layout = path[at].layout
         assert isinstance(layout, Product)
-        sizes = [1 if ones and self._is_read(part, path[at].dim, axes) else part.size for part in layout.parts]
+        sizes = [_unread(part, path[at].dim, axes) if ones else part.size for part in layout.parts]
         x = x.reshape([*x.shape[:at], *sizes, *x.shape[at + 1 :]])
         inner = [_Axis(part, path[at].dim) for part in layout.parts]
         out = self._merge(x, [*path[:at], *inner, *path[at + 1 :]], axes, env, ones)
@@ -94,7 +94,7 @@ class Merger:
         assert isinstance(layout, Concat)
         out, start = [], 0
         for part in layout.parts:
-            size = 1 if ones and self._is_read(part, path[at].dim, axes) else part.size
+            size = _unread(part, path[at].dim, axes) if ones else part.size
             piece = x.narrow(at, start, size)
             start += size
             out.append(self._merge(piece, [*path[:at], _Axis(part, path[at].dim), *path[at + 1 :]], axes, env, ones))
@@ -133,9 +133,6 @@ class Merger:
         if isinstance(layout, Leaf):
             return layout.space is not None and self.outer[layout.space] == space
         return any(self._contains_owned(part, space) for part in layout.parts)
-
-    def _is_read(self, layout: Layout, dim: int, axes: TensorAxes) -> bool:
-        return isinstance(layout, Leaf) and layout.space is not None and (dim, layout.space) in axes.reads
 
 
 def merge_tensors(
