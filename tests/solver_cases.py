@@ -105,3 +105,29 @@ def permute_net(net: list[Tensor], seed: int) -> list[Tensor]:
         net[layer] = net[layer][order]
         net[layer + 1] = net[layer + 1][:, order]
     return net
+
+
+def block_statistics(parents, space=1, importance=None):
+    """``parents``: one tensor (blocks x neurons x rows) each."""
+    stacked = torch.cat([a.flatten(0, 1) for a in parents])
+    n = len(stacked)
+    return SpaceStatistics(
+        space=space,
+        widths=tuple(a.shape[1] for a in parents),
+        outer_widths=tuple(a.shape[0] for a in parents),
+        rows=stacked.shape[1],
+        mean=stacked.mean(1),
+        gram=stacked @ stacked.T / stacked.shape[1],
+        importance=torch.full((n,), 1 / n, dtype=torch.float64) if importance is None else importance,
+    )
+
+
+def blocks(count, width, seed):
+    return neurons(count * width, seed).unflatten(0, (count, width))
+
+
+def shuffled(a, seed):
+    """Blocks in another order, and each block's neurons in an order of their own."""
+    random = generator(seed)
+    order = torch.randperm(len(a), generator=random)
+    return torch.stack([a[h][torch.randperm(a.shape[1], generator=random)] for h in order]), order

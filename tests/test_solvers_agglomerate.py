@@ -9,6 +9,13 @@ from solver_cases import neurons
 from fxfuse.errors import MethodError
 from fxfuse.passes.solvers.agglomerate import agglomerate, decorrelation, ward
 from fxfuse.passes.solvers.groups import centred, renumber
+from fxfuse.passes.solvers.threads import one_thread
+
+
+@pytest.fixture(autouse=True)
+def _single():
+    with one_thread():
+        yield
 
 
 def naive(a, mass, groups, cost):

@@ -15,6 +15,13 @@ from fxfuse.passes.solvers.groups import (
     renumber,
     scatter,
 )
+from fxfuse.passes.solvers.threads import one_thread
+
+
+@pytest.fixture(autouse=True)
+def _single():
+    with one_thread():
+        yield
 
 
 def case():

@@ -10,6 +10,13 @@ from solver_cases import generator, neurons, statistics
 from fxfuse.passes.solvers.groups import Points, masses, owners, scatter
 from fxfuse.passes.solvers.hungarian import matched_labels
 from fxfuse.passes.solvers.kmeans import lloyd, plus_plus, solve
+from fxfuse.passes.solvers.threads import one_thread
+
+
+@pytest.fixture(autouse=True)
+def _single():
+    with one_thread():
+        yield
 
 
 def case(widths, seed=0, rows=40):
