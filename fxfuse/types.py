@@ -234,13 +234,19 @@ class LevelReport:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One row of a comparison table; accuracies lie in 0..1, ``None`` without labels."""
+    """One row of a comparison table; accuracies lie in 0..1, ``None`` without labels.
+
+    ``agreement`` is the part of the predictions that are those of the parents' ensemble of probabilities. ``error`` is
+    the squared distance of the outputs to the parents' mean output, relative to that one's energy; given where there
+    is no accuracy.
+    """
 
     name: str
     accuracy: float | None
     loss: float | None = None
     agreement: float | None = None
     parameters: int | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

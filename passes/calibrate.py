@@ -36,6 +36,7 @@ from fxfuse.passes.importance import (
     normalise,
 )
 from fxfuse.passes.observe import Observer, check_inputs, ignore, to_device
+from fxfuse.passes.views import Positions, View, aligned, find_space, find_views
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.samples import Samples
 from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Product, Space, SpaceStatistics, TensorAxes
@@ -48,15 +49,6 @@ SCALE_SAMPLES = 32
 
 IMPORTANCE_SAMPLES = 512
 """How many samples tell the importance."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One occurrence of a space in the value of one node."""
-
-    space: int
-    node: str
-    occurrence: int
 
 
 @dataclass(slots=True)
@@ -163,13 +155,13 @@ def _plan(parents: Sequence[Analysis], device: torch.device) -> dict[int, _Sums]
     """What to accumulate for which space."""
     sums: dict[int, _Sums] = {}
     for space in parents[0].axes.spaces:
-        views = _views(parents, space)
+        views = find_views(parents, space)
         if not views:
             continue
-        own = [_space(parent, space.id) for parent in parents]
+        own = [find_space(parent, space.id) for parent in parents]
         outer = space.outer
         widths = tuple(s.size for s in own)
-        blocks = tuple(1 if outer is None else _space(parent, outer).size for parent in parents)
+        blocks = tuple(1 if outer is None else find_space(parent, outer).size for parent in parents)
         total = sum(n * b for n, b in zip(widths, blocks, strict=True))
         zeros = [torch.zeros(n * b, dtype=torch.float64, device=device) for n, b in zip(widths, blocks, strict=True)]
         sums[space.id] = _Sums(
@@ -182,46 +174,6 @@ def _plan(parents: Sequence[Analysis], device: torch.device) -> dict[int, _Sums]
             scores=[[z.clone() for z in zeros] for _ in views],
         )
     return sums
-
-
-def _space(parent: Analysis, number: int) -> Space:
-    for space in parent.axes.spaces:
-        if space.id == number:
-            return space
-    raise MismatchError(f"{parent.program.name} has no neuron space {number}; the parents' graphs must correspond")
-
-
-def _views(parents: Sequence[Analysis], space: Space) -> tuple[View, ...]:
-    """The views of a space that every parent has: of the observed nodes, or else of the last node that has any."""
-    first = parents[0].axes
-    for name in first.observed.get(space.id, ()):
-        if any(name not in parent.axes.values for parent in parents):
-            raise MismatchError(f"not every parent has a value named {name}; the parents' graphs must correspond")
-    observed = [view for name in first.observed.get(space.id, ()) for view in _views_at(parents, space, name)]
-    if observed:
-        return tuple(observed)
-    for name in reversed(list(first.values)):
-        fallback = _views_at(parents, space, name)
-        if fallback:
-            return tuple(fallback)
-    return ()
-
-
-def _views_at(parents: Sequence[Analysis], space: Space, node: str) -> list[View]:
-    counts = []
-    for parent in parents:
-        axes = parent.axes.values.get(node)
-        if axes is None or not any(_mentions(layout, space.id) for layout in axes.dims):
-            return []
-        shape = [layout.size for layout in axes.dims]
-        counts.append(len(neurons(torch.empty(shape, device="meta"), axes, _space(parent, space.id))))
-    return [View(space.id, node, i) for i in range(min(counts))]
-
-
-def _mentions(layout: Layout, space: int) -> bool:
-    if isinstance(layout, Leaf):
-        return layout.space == space
-    return any(_mentions(part, space) for part in layout.parts)
 
 
 # -------------------------------------------------------------------------------------------------- one batch
@@ -250,7 +202,7 @@ class _Pass:
                 if view.space not in spaces:
                     spaces.append(view.space)
         self.observers = [Observer(parent.program, self.at_node, device) for parent in parents]
-        self.positions = _Positions(rows_per_sample, {s: len(t.views) for s, t in sums.items()}, seed)
+        self.positions = Positions(rows_per_sample, {s: len(t.views) for s, t in sums.items()}, seed)
 
     def batch(self, inputs: tuple[Tensor, ...], labels: Tensor | None, scored: Tensor | None) -> None:
         """Run all parents on one batch and accumulate; ``scored`` picks the samples that tell the importance."""
@@ -268,13 +220,13 @@ class _Pass:
         """Rows of every view, after subsampling; importance is accumulated on the way."""
         parent, observer = self.parents[p], self.observers[p]
         check_inputs(parent.program, inputs)
-        batch = _traced_batch(parent.axes, parent.program.module.graph)
+        batch = traced_batch(parent.axes, parent.program.module.graph)
         found: dict[int, dict[View, Tensor]] = {number: {} for number in self.sums}
 
         def visit(name: str, value: Tensor) -> None:
             axes = at_shape(parent.axes.values[name], value.shape, batch)
             for number in self.at_node[name]:
-                for i, rows in enumerate(neurons(value.detach(), axes, _space(parent, number))):
+                for i, rows in enumerate(neurons(value.detach(), axes, find_space(parent, number))):
                     view = View(number, name, i)
                     found[number][view] = self.positions.select(view, rows, len(inputs[0]))
 
@@ -294,7 +246,7 @@ class _Pass:
         for name, scores in attributions.items():
             axes = at_shape(parent.axes.values[name], scores.shape, batch)
             for number in self.at_node[name]:
-                by_view = neurons(scores, axes, _space(parent, number))
+                by_view = neurons(scores, axes, find_space(parent, number))
                 for v, view in enumerate(self.sums[number].views):
                     if view.node == name:
                         self.sums[number].scores[v][p] += by_view[view.occurrence].sum(0)
@@ -303,7 +255,7 @@ class _Pass:
         """Add one batch's rows of one space to its sums."""
         joined = []
         for view in total.views:
-            joined.append(torch.cat(_aligned([found[view] for found in parents], size), 1))
+            joined.append(torch.cat(aligned([found[view] for found in parents], size), 1))
         if not total.scales:
             total.scales = _scales(joined)
         kind = torch.promote_types(joined[0].dtype, torch.float32)
@@ -326,63 +278,7 @@ def _scales(views: list[Tensor]) -> list[float]:
     return [float(c) for c in scales]
 
 
-def _aligned(parents: list[Tensor], size: int) -> list[Tensor]:
-    """The same number of rows from every parent.
-
-    Numbers differ only where rows run over another space, whose entries come sorted: then equal quantiles are taken.
-    """
-    counts = {len(rows) for rows in parents}
-    if len(counts) == 1:
-        return parents
-    least = min(counts) // size
-    out = []
-    for rows in parents:
-        own = len(rows) // size
-        position = ((torch.arange(least, device=rows.device) + 0.5) * (own / least)).long()
-        start = torch.arange(size, device=rows.device)[:, None] * own
-        out.append(rows[(start + position).flatten()])
-    return out
-
-
-class _Positions:
-    """Which rows of a value to use: per sample a jittered grid, the same for every parent.
-
-    The grid of a sample depends on the seed, the view and the number of the sample, not on how samples are batched.
-    """
-
-    def __init__(self, rows_per_sample: int | None, views: Mapping[int, int], seed: int) -> None:
-        self.limits = {s: None if rows_per_sample is None else max(1, rows_per_sample // k) for s, k in views.items()}
-        self.seed = seed
-        self.size = 0
-        self.generators: dict[View, torch.Generator] = {}
-        self.jitter: dict[View, Tensor] = {}
-
-    def next_batch(self, size: int) -> None:
-        """Forget the grids of the last batch."""
-        self.size = size
-        self.jitter.clear()
-
-    def select(self, view: View, rows: Tensor, size: int) -> Tensor:
-        """At most the limit of rows per sample; all rows where there are no more."""
-        limit = self.limits[view.space]
-        if len(rows) % size or limit is None or len(rows) // size <= limit:
-            return rows
-        own = len(rows) // size
-        if view not in self.jitter:
-            self.jitter[view] = torch.rand(size, limit, generator=self._generator(view), dtype=torch.float64)
-        grid = (torch.arange(limit) + self.jitter[view]) * (own / limit)
-        index = torch.arange(size)[:, None] * own + grid.long().clamp(max=own - 1)
-        return rows[index.flatten().to(rows.device)]
-
-    def _generator(self, view: View) -> torch.Generator:
-        if view not in self.generators:
-            key = [self.seed, view.space, view.occurrence, *view.node.encode()]
-            number = int(np.random.SeedSequence(key).generate_state(1)[0])
-            self.generators[view] = torch.Generator().manual_seed(number)
-        return self.generators[view]
-
-
-def _traced_batch(axes: Axes, graph: torch.fx.Graph) -> int:
+def traced_batch(axes: Axes, graph: torch.fx.Graph) -> int:
     """The batch size that the axes speak of."""
     for node in graph.nodes:
         if node.op == "placeholder" and node.name in axes.values and axes.values[node.name].dims:
@@ -428,7 +324,7 @@ def _finish(
     shares = []
     for p, weight in enumerate(weights):
         if importance == "magnitude":
-            own = _space(parents[p], total.space.id)
+            own = find_space(parents[p], total.space.id)
             scores = magnitude(parents[p], own)
         else:  # every view has the same say, whatever the size of its attributions
             views = [normalise(view[p], 1.0) for view in total.scores]

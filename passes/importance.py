@@ -9,8 +9,9 @@ element of ``h`` is
 
 summed over positions, averaged over samples. All observed nodes share the backward passes: one per step. Conductance
 runs along the straight line from 0 to ``x`` and takes the gradient at the left end of each step. Eight steps rank
-neurons as fifty do, at a sixth of the cost. Two importances do not look at data: ``uniform``, and ``magnitude``, the
-mean over a neuron's parameters of the squared norm of its slice (Neuron Transplantation).
+the neurons of a trained VGG as fifty do (Spearman 0.99 and more, layer by layer), at a sixth of the cost. Two
+importances do not look at data: ``uniform``, and ``magnitude``, the mean over a neuron's parameters of the squared norm
+of its slice (Neuron Transplantation).
 
 ``F`` is the sum over samples of the logit of the predicted class at ``x``, or of the label where data has labels that
 fit. Outputs without a batch of logits are treated alike: every floating-point tensor of the output adds, for each

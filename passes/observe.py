@@ -29,7 +29,7 @@ def placed(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
         moved = tensor.detach().to(device)
         return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
 
-    plain = (_attribute(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr")
+    plain = (attribute(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr")
     for tensor in (*module.parameters(), *module.buffers(), *plain):
         if isinstance(tensor, Tensor) and id(tensor) not in memo:
             memo[id(tensor)] = twin(tensor)
@@ -40,11 +40,29 @@ def placed(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     return result
 
 
-def _attribute(module: nn.Module, path: str) -> Any:
+def attribute(module: nn.Module, path: str) -> Any:
+    """What a dotted path leads to; ``None`` if it leads nowhere."""
     value: Any = module
     for part in path.split("."):
         value = getattr(value, part, None)
     return value
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, ``module`` is on ``device`` and in evaluation mode; afterwards it is where and as it was."""
+    modes = {part: part.training for part in module.modules()}
+    home = next((t.device for t in (*module.parameters(), *module.buffers())), device)
+    module.eval()
+    try:
+        if home != device:
+            module.to(device)
+        yield
+    finally:
+        if home != device:
+            module.to(home)
+        for part, training in modes.items():
+            part.training = training
 
 
 class Observer(fx.Interpreter):

@@ -1,5 +1,9 @@
 """Analysed zoo models for the tests of the passes that come after the analysis."""
 
+import copy
+import functools
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -17,10 +21,14 @@ def analysed(module: nn.Module, example: tuple[torch.Tensor, ...], name: str = "
     return Analysis(program, axes(program), Partition((), "layer"))
 
 
-def zoo_parents(name: str, widths: tuple[int | None, ...] = (None, None)) -> list[Analysis]:
+@functools.cache
+def _zoo_parent(name: str, width: int | None, seed: int) -> Analysis:
     entry = ZOO[name]
-    parents = []
-    for seed, width in enumerate(widths):
-        module = entry.factory() if width is None else entry.factory(width=width)
-        parents.append(analysed(randomise(module, seed), entry.example(2), f"parent {seed}"))
-    return parents
+    module = entry.factory() if width is None else entry.factory(width=width)
+    return analysed(randomise(module, seed), entry.example(2), f"parent {seed}")
+
+
+def zoo_parents(name: str, widths: tuple[int | None, ...] = (None, None)) -> list[Analysis]:
+    """Fresh copies: what a test does to them stays in the test."""
+    found = [_zoo_parent(name, width, seed) for seed, width in enumerate(widths)]
+    return [replace(a, program=replace(a.program, module=copy.deepcopy(a.program.module))) for a in found]
