@@ -58,7 +58,7 @@ def test_sinkhorn_tends_to_the_exact_plan():
 def test_sinkhorn_equals_pot_at_the_same_entropy():
     cost, mu, nu = torch.cdist(neurons(7, 0), neurons(5, 1)), uniform(7), uniform(5)
     peer = ot.sinkhorn(mu.numpy(), nu.numpy(), cost.numpy(), 0.05 * float(cost.mean()), stopThr=1e-13)
-    torch.testing.assert_close(sinkhorn_plan(cost, mu, nu, 0.05), torch.from_numpy(peer), rtol=0, atol=1e-8)
+    torch.testing.assert_close(sinkhorn_plan(cost, mu, nu, 0.05), torch.from_numpy(peer), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("regularisation", [1e3, 1.0, 1e-3, 1e-6, 1e-12])

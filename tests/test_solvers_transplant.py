@@ -18,6 +18,18 @@ def test_keeps_the_most_important_neurons():
     assert torch.equal(torch.cat(grouping.unmerge), selection.T)
 
 
+def test_balanced_keeps_each_parents_share_to_the_neuron():
+    parents = [neurons(6, 0), neurons(3, 1)]
+    scores = [torch.rand(n, generator=generator(n), dtype=torch.float64) + 10 * (n == 6) for n in (6, 3)]
+    stats = statistics(parents, (0.9, 0.1), scores)
+    for target, shares in ((3, [2, 1]), (4, [3, 1]), (5, [3, 2]), (8, [5, 3])):
+        grouping = solve(stats, target, weights=(0.9, 0.1), generator=generator(), balanced=True)
+        assert [int(m.sum()) for m in grouping.merge] == shares
+        for merge, importance in zip(grouping.merge, stats.importance.split([6, 3]), strict=True):
+            kept = merge.sum(0) > 0
+            assert importance[kept].min() > importance[~kept].max() if bool((~kept).any()) else True
+
+
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.8, 0.2)])
 def test_the_concatenation_is_the_ensemble_of_logits(weights):
     nets = [linear_net((6, 8, 5, 3), 0), linear_net((6, 4, 7, 3), 1)]

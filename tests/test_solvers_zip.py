@@ -1,10 +1,8 @@
 """Greedy pairing by correlation."""
 
-import pytest
 import torch
 from solver_cases import generator, neurons, statistics
 
-from fxfuse.errors import MethodError
 from fxfuse.passes.solvers.zip import solve
 
 
@@ -20,16 +18,14 @@ def test_scale_and_bias_of_a_neuron_do_not_matter():
     assert found[6:] == [found[i] for i in order.tolist()]
 
 
-def test_redundant_neurons_of_one_parent_are_joined_unless_forbidden():
+def test_redundant_neurons_of_one_parent_are_joined_on_request():
     first, second = neurons(4, 0), neurons(4, 1)
     first[1] = first[0] + 1e-3 * first[2]
     stats = statistics([first, second], (0.5, 0.5))
-    joined = groups_of(solve(stats, 7, weights=(0.5, 0.5), generator=generator()))
+    joined = groups_of(solve(stats, 7, weights=(0.5, 0.5), generator=generator(), within=True))
     assert joined[0] == joined[1]
-    apart = groups_of(solve(stats, 5, weights=(0.5, 0.5), generator=generator(), within=False))
+    apart = groups_of(solve(stats, 5, weights=(0.5, 0.5), generator=generator()))
     assert len(set(apart[:4])) == len(set(apart[4:])) == 4
-    with pytest.raises(MethodError, match="allow joining within a parent"):
-        solve(stats, 3, weights=(0.5, 0.5), generator=generator(), within=False)
 
 
 def test_means_are_weighted_by_importance():

@@ -13,8 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxfuse.errors import MethodError
-
 Array = NDArray[np.float64]
 Measure = Callable[[Array, float, Array, float, Array], Array]
 """Costs of joining one group with all others: ``(row of C, own energy, energies, own mass, masses) -> K`` costs."""
@@ -39,7 +37,7 @@ def agglomerate(
 ) -> Tensor:
     """Join the groups of ``labels`` (``N``, numbered from 0) until ``groups`` are left; returns new labels.
 
-    ``apart`` (``N``) gives every neuron a class of which a group may hold one member only.
+    ``apart`` (``N``) gives every neuron a class; groups that share a class are joined only when nothing else is left.
     """
     state = _State(gram, mass, labels, measure, apart)
     while state.count > groups:
@@ -64,7 +62,12 @@ class _State:
         self.classes = None if apart is None else np.zeros((size, int(apart.max()) + 1), dtype=bool)
         if self.classes is not None and apart is not None:
             self.classes[labels.numpy(), apart.numpy()] = True
-        self.cost: Array = np.stack([self._row(g) for g in range(size)])
+        self._compare()
+
+    def _compare(self) -> None:
+        """Fill the cost matrix and every row's cheapest partner."""
+        size = len(self.mass)
+        self.cost: Array = np.stack([self._row(g) if self.alive[g] else np.full(size, np.inf) for g in range(size)])
         self.best = self.cost.argmin(1)
         self.least: Array = self.cost[np.arange(size), self.best]
 
@@ -81,10 +84,9 @@ class _State:
         """Join the cheapest pair."""
         first = int(self.least.argmin())
         if not np.isfinite(self.least[first]):
-            raise MethodError(
-                f"no two of the {self.count} groups left may be joined, and the target width is smaller: "
-                "raise the width or allow joining within a parent"
-            )
+            self.classes = None
+            self._compare()
+            first = int(self.least.argmin())
         g, h = sorted((first, int(self.best[first])))
         share = self.mass[h] / (self.mass[g] + self.mass[h])
         merged = (1 - share) * self.means[g] + share * self.means[h]

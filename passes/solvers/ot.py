@@ -37,7 +37,8 @@ from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_ROUNDS = 20
-MAX_ITERATIONS = 2000
+MAX_ITERATIONS = 1000
+TOLERANCE = 1e-6  # on the sum of all masses, before they are rounded to the exact ones
 
 
 @one_thread()
@@ -231,7 +232,7 @@ def sinkhorn_plan(cost: Tensor, mu: Tensor, nu: Tensor, regularisation: float) -
             # how far the columns' sums are off, before they are set right
             off = (before + g / weight).exp().sub(nu).abs().sum()
             g = weight * (log_nu - before)
-            if float(off) < 1e-9:
+            if float(off) < TOLERANCE:
                 break
         if last:
             break

@@ -12,7 +12,7 @@ into one group first, as many as have to go, which costs nothing; so copies of o
 import torch
 from torch import Tensor
 
-from fxfuse.passes.solvers.groups import check, masses, renumber, solve_hard
+from fxfuse.passes.solvers.groups import check, masses, owners, renumber, solve_hard
 from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
@@ -27,8 +27,11 @@ def solve(
     *,
     weights: tuple[float, ...],
     generator: torch.Generator,  # noqa: ARG001  (deterministic; one signature for all solvers)
+    balanced: bool = False,
 ) -> Grouping:
     """Keep exactly ``target`` neurons; any number of parents, any widths. Ties go to the earlier parent.
+
+    ``balanced`` prunes each parent before it is joined with the others: each keeps its share of the target by width.
 
     ``error`` is the dropped neurons' share of the energy. A target beyond all neurons together copies the heaviest.
     """
@@ -42,7 +45,11 @@ def solve(
     if groups <= target:
         return whole
     mass = torch.zeros(groups, dtype=torch.float64).index_add_(0, labels, importance[active])
-    kept = mass.argsort(descending=True, stable=True)[:target].sort().values
+    if balanced:
+        owner = torch.full((groups,), len(weights)).scatter_reduce_(0, labels, owners(stats)[active], "amin")
+        kept = _best_of_each(mass, owner, target)
+    else:
+        kept = mass.argsort(descending=True, stable=True)[:target].sort().values
     energy = importance * gram.diagonal()
     dropped = float(energy[active[~torch.isin(labels, kept)]].sum())
     total = float(energy.sum())
@@ -52,6 +59,17 @@ def solve(
         unmerge=tuple(part[:, kept] for part in whole.unmerge),
         error=dropped / total if total > 0 else 0.0,
     )
+
+
+def _best_of_each(mass: Tensor, owner: Tensor, target: int) -> Tensor:
+    """The ``target`` heaviest where every owner has a part of its size: shares are rounded by largest remainder."""
+    size = torch.bincount(owner)
+    exact = size * target / len(owner)
+    part = exact.floor().long()
+    part[(part - exact).argsort(stable=True)[: target - int(part.sum())]] += 1
+    order = mass.argsort(descending=True, stable=True)
+    kept = [order[owner[order] == p][:count] for p, count in enumerate(part.tolist())]
+    return torch.cat(kept).sort().values
 
 
 def join_copies(gram: Tensor, most: int) -> Tensor:

@@ -22,12 +22,12 @@ def solve(
     *,
     weights: tuple[float, ...],
     generator: torch.Generator,  # noqa: ARG001  (deterministic; one signature for all solvers)
-    within: bool = True,
+    within: bool = False,
 ) -> Grouping:
     """Join the most correlated neurons until ``target`` groups are left; any number of parents, any widths.
 
-    ``within=False`` forbids two neurons of one parent in a group, which needs a target no narrower than the widest
-    parent and may fail with :class:`fxfuse.errors.MethodError` when greedy choices block each other.
+    ``within=False`` joins neurons of one parent only when no pair across parents is left, which without a fit
+    afterwards is much the better; ``within=True`` takes the most correlated pair wherever it is.
     """
 
     def labeller(points: Points, groups: int) -> Tensor:
