@@ -18,7 +18,7 @@ counts all positions of at most ``importance_samples`` samples, evenly spread ov
 Memory: one batch of rows, and one ``N x N`` matrix per space. The number of samples does not enter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,11 +122,12 @@ def _check(
         )
 
 
-def _chunks(count: int, size: int, scales_needed: bool) -> list[Tensor]:
+def _chunks(count: int, size: int, scales_needed: bool) -> Iterator[Tensor]:
     """Indices of the batches, in order; a short first one where scales are to be read off it."""
-    order = torch.arange(count)
-    first = min(SCALE_SAMPLES, size, count) if scales_needed else 0
-    return [chunk for chunk in (order[:first], *torch.split(order[first:], size)) if len(chunk)]
+    start, stop = 0, min(SCALE_SAMPLES if scales_needed else size, size, count)
+    while start < count:
+        yield torch.arange(start, stop)
+        start, stop = stop, min(stop + size, count)
 
 
 def _spread(chunk: Tensor, count: int, limit: int | None) -> Tensor | None:

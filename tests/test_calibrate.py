@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_the_number_of_samples() -> None:
         finally:
             gc.unfreeze()
         peaks.append(samples.peak)
-    assert peaks[1] <= 1.02 * peaks[0] + 640  # the order of the samples is the only thing that grows
+    assert peaks[1] <= 1.01 * peaks[0]
 
 
 def test_the_batch_is_found_in_products_and_concatenations() -> None:
@@ -186,7 +186,7 @@ def test_parents_stay_as_they_are() -> None:
 
 def test_bad_data_is_told_with_parent_and_place() -> None:
     parents = zoo_parents("mlp")
-    good = torch.randn(4, 20)
+    good = torch.rand(4, 20)
     with pytest.raises(DataError, match="at least two samples"):
         run(parents, TensorSamples((good[:1],)))
     with pytest.raises(DataError, match=r"parent 0 cannot run on inputs of shape \[4, 21\].*\[batch, 20\]"):
