@@ -31,6 +31,7 @@ class Mode(TorchDispatchMode):
         self.trace = trace
         self.node = ""
         self.opaque: dict[tuple[str, str], str] = {}
+        self.shapes: dict[Any, tuple[bool, list[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]]] = {}
 
     def meaning(self, tensor: Tensor) -> Meaning:
         """What is known of ``tensor``; an unknown one holds values that depend on their index."""
@@ -49,7 +50,7 @@ class Mode(TorchDispatchMode):
         rule = rule_for(func)
         if rule is None:
             return self._without_rule(func, args, kwargs)
-        result = func(*args, **kwargs)
+        result = self._result(func, args, kwargs)
         outputs = list(tensors_in(result))
         if not outputs:
             return result
@@ -63,6 +64,26 @@ class Mode(TorchDispatchMode):
         for tensor, meant in zip(outputs, per_output, strict=False):
             self._checked(tensor, meant, stored, func)
         return result
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What the operator gives; meta kernels are slow, so equal calls share the shape of their outputs."""
+        if func._schema.is_mutable:
+            return func(*args, **kwargs)
+        try:
+            key = (func, _signature(args), _signature(kwargs))
+            known = self.shapes.get(key)
+        except TypeError:  # an argument that cannot be hashed
+            return func(*args, **kwargs)
+        if known is None:
+            result = func(*args, **kwargs)
+            several = isinstance(result, tuple | list)
+            outputs = list(result) if several else [result]
+            if all(isinstance(t, Tensor) and t.is_meta for t in outputs):
+                self.shapes[key] = several, [(tuple(t.shape), t.stride(), t.dtype) for t in outputs]
+            return result
+        several, like = known
+        made = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in like]
+        return tuple(made) if several else made[0]
 
     def _checked(self, tensor: Tensor, dims: Dims, stored: bool, func: Any) -> None:
         for size, dim in zip(tensor.shape, dims, strict=True):
@@ -105,6 +126,17 @@ class Mode(TorchDispatchMode):
         for tensor in tensors:
             for dim in self.meaning(tensor).dims:
                 pin(dim)
+
+
+def _signature(tree: Any) -> Any:
+    """All of an operator's arguments that the shape of its result depends on, as a key."""
+    if isinstance(tree, Tensor):
+        return tree.shape, tree.stride(), tree.dtype, tree.device
+    if isinstance(tree, tuple | list):
+        return tuple([_signature(item) for item in tree])
+    if isinstance(tree, dict):
+        return tuple([(key, _signature(item)) for key, item in tree.items()])
+    return type(tree), tree
 
 
 class Interpreter(fx.Interpreter):

@@ -15,7 +15,7 @@ pairs two different indices of the owner, ``disown(c)`` makes all orderings of `
 has too few permutations, never too many.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
@@ -143,7 +143,6 @@ def union(a: Var, b: Var) -> None:
     a, b = find(a), find(b)
     if a is b:
         return
-    a.uniform = b.uniform = False
     if a.parts is not None or b.parts is not None:
         unify([Factor(a)], [Factor(b)])
         return
@@ -160,6 +159,7 @@ def union(a: Var, b: Var) -> None:
     if a.segments is None:
         a, b = b, a
     b.link = a
+    a.uniform = a.uniform and b.uniform
     if a.pinned or b.pinned:
         a.pinned = b.pinned = False
         _pin(b)
@@ -190,13 +190,24 @@ def slot(segment: Var) -> Var:
 
 def _agree_on_owner(a: Var, b: Var) -> None:
     """Give both the one owner that they may keep: their common one, or the other's where one is not decided."""
-    if isinstance(a.outer, Unset):
+    if isinstance(a.outer, Unset) or a.uniform:
         a.outer = b.outer
-    elif isinstance(b.outer, Unset):
+    elif isinstance(b.outer, Unset) or b.uniform or owner(a) in _owners_above(b):
         b.outer = a.outer
-    elif owner(a) is not owner(b):
+    elif owner(b) in _owners_above(a):
+        a.outer = b.outer
+    else:
         disown(a)
         disown(b)
+
+
+def _owners_above(var: Var) -> list[Var | None]:
+    """The owner, its owner and so on: what is ordered apart for each index of the first may be ordered apart for each
+    index of any later one instead."""
+    found: list[Var | None] = [owner(var)]
+    while (last := found[-1]) is not None and len(found) < 8 and owner(last) is not None:
+        found.append(owner(last))
+    return found
 
 
 def cut(var: Var, borders: Sequence[int]) -> list[Var]:
@@ -287,30 +298,36 @@ def instances(dim: Iterable[Factor], old: Var, path: list[Var] | None) -> Dim:
     if path == []:
         return factors
     if path is None:
-        for factor in factors:
-            if owner(factor.var) is find(old):
-                disown(factor.var)
-        return factors
+        free_of([factors], [[Factor(old)]])
+        return expand(factors)
     current, grand = find(old), owner(old)
     for segment in path:
         owners: dict[Var, Var | None] = {current: segment if segment.size > 1 else grand}
-        out: Dim = []
-        for factor in factors:
-            outer = owner(factor.var)
-            if outer is None or outer not in owners:
-                out.append(factor)
-                continue
-            member = _instance(factor.var, segment, owners[outer])
-            owners[find(factor.var)] = member
-            out.append(Factor(member, factor.origin))
-        factors, current = expand(out), find(segment)
+        factors, current = _at_segment(factors, segment, owners), find(segment)
     return factors
 
 
-def _instance(var: Var, segment: Var, outer: Var | None) -> Var:
-    """The member of ``var``'s family for a segment of its owner, or of the variable that owns its owner. Segments are
+def _at_segment(dim: Iterable[Factor], segment: Var, owners: dict[Var, Var | None]) -> Dim:
+    """``dim`` with an instance in the place of each variable that one of ``owners`` (mapped to their own instances)
+    owns. A segmented variable is what its segments are."""
+    out: Dim = []
+    for factor in expand(dim):
+        root, outer = factor.var, owner(factor.var)
+        if root.segments is not None and owned_by([factor], owners):
+            member = _join([join_product(_at_segment([Factor(s)], segment, owners)) for s in root.segments])
+        elif outer is not None and outer in owners:
+            member = _instance(root, segment, owners[outer])
+        else:
+            out.append(factor)
+            continue
+        owners[find(root)] = member
+        out.append(Factor(member, factor.origin))
+    return expand(out)
+
+
+def _instance(root: Var, segment: Var, outer: Var | None) -> Var:
+    """The member of ``root``'s family for a segment of its owner, or of the variable that owns its owner. Segments are
     told apart by identity: two of them may have become one variable and still hold different instances."""
-    root = find(var)
     place = slot(segment)
     for key, known in root.family.items():
         if slot(key) is place:
@@ -318,11 +335,7 @@ def _instance(var: Var, segment: Var, outer: Var | None) -> Var:
         if slot(key).slot is not None:
             disown(root)
             return find(root)
-    if segment not in root.family:
-        member = Var(root.size, pinned=root.pinned, outer=outer)
-        if root.segments is not None:
-            member.segments = [_instance(part, segment, outer) for part in root.segments]
-        root.family[segment] = member
+    root.family[segment] = Var(root.size, pinned=root.pinned, outer=outer)
     return root.family[segment]
 
 
@@ -415,7 +428,7 @@ def unify(a: Iterable[Factor], b: Iterable[Factor]) -> None:
 def check_owners(dims: Iterable[Iterable[Factor]]) -> None:
     """Disown every variable of a tensor that holds it without its owner, or with its owner twice."""
     roots = [factor.var for dim in dims for factor in expand(dim)]
-    while not all([_owned_once(root, roots) for root in roots]):
+    while sum([not _owned_once(root, roots) for root in roots]):
         roots = [factor.var for dim in dims for factor in expand(dim)]
 
 
@@ -428,9 +441,10 @@ def _owned_once(root: Var, present: list[Var]) -> bool:
             disown(root)
             good = False
     for segment in root.segments or ():
-        inside = [factor.var for factor in expand([Factor(segment)])]
-        context = present if len(inside) == 1 else [*present, *inside]
-        good = all([_owned_once(part, context) for part in inside]) and good
+        parts = [factor.var for factor in expand([Factor(segment)])]
+        context = present if len(parts) == 1 else [*present, *parts]
+        for part in parts:
+            good = _owned_once(part, context) and good
     return good
 
 
@@ -439,18 +453,21 @@ def free_of(kept: Iterable[Iterable[Factor]], mixed: Iterable[Iterable[Factor]])
     indices of the owner needs all its orderings to be one."""
     owners = {factor.var for dim in mixed for factor in expand(dim)}
     for dim in kept:
-        for factor in expand(dim):
-            for var in _with_segments(factor.var):
-                outer = owner(var)
-                if outer is not None and outer in owners:
-                    disown(var)
+        for var in owned_by(dim, owners):
+            disown(var)
 
 
-def _with_segments(var: Var) -> list[Var]:
-    found = [var]
-    for segment in var.segments or ():
-        for factor in expand([Factor(segment)]):
-            found.extend(_with_segments(factor.var))
+def owned_by(dim: Iterable[Factor], owners: Container[Var]) -> list[Var]:
+    """The variables of a dimension, those inside segments included, that one of ``owners`` owns."""
+    return [var for var in inside(dim) if (outer := owner(var)) is not None and outer in owners]
+
+
+def inside(dim: Iterable[Factor]) -> list[Var]:
+    """The variables of a dimension and those inside their segments."""
+    found = [factor.var for factor in expand(dim)]
+    for var in list(found):
+        for segment in var.segments or ():
+            found.extend(inside([Factor(segment)]))
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fxfuse.passes.abstract import Interpreter, Mode, Shapes, batch_of, on_meta
-from fxfuse.passes.algebra import UNSET, Dims, Factor, Var, expand, find, fresh, owner, pin, settle
+from fxfuse.passes.algebra import UNSET, Dims, Factor, Var, expand, find, fresh, inside, owner, pin, settle
 from fxfuse.passes.axis_rules.core import Meaning, Trace
 from fxfuse.passes.resolution import layout_of, leaves, tidy
 from fxfuse.types import Axes, Concat, Layout, Leaf, Opaque, Program, Space, TensorAxes
@@ -186,13 +186,14 @@ def _at_batch(layout: Layout, sizes: Mapping[int, int]) -> Layout:
 def _tangled(dims: Dims) -> bool:
     """A family whose owner lies in another dimension (a packed projection before it is taken apart)."""
     for dim in dims:
-        factors = [factor.var for factor in expand(dim)]
-        for index, var in enumerate(factors):
-            outer = owner(var)
-            if (outer is not None and outer.segments is not None and outer not in factors[:index]) or (
-                outer is None and var.family
-            ):
-                return True
+        before: list[Var] = []
+        for factor in expand(dim):
+            for var in inside([factor]):
+                outer = owner(var)
+                apart = outer is not None and outer.segments is not None and outer not in before
+                if apart or (outer is None and var.family):
+                    return True
+            before.append(factor.var)
     return False
 
 

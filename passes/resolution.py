@@ -7,7 +7,7 @@ up the freedom that a stored tensor cannot express so; then ``layout_of`` writes
 
 from collections.abc import Iterable, Sequence
 
-from fxfuse.passes.algebra import Dim, Factor, Var, disown, expand, instances, owner, slot
+from fxfuse.passes.algebra import Dim, Factor, Var, disown, expand, instances, owned_by, owner, slot
 from fxfuse.types import Concat, Layout, Leaf, Product
 
 
@@ -27,20 +27,19 @@ def tidy(dims: Sequence[Sequence[Factor]]) -> bool:
 def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
     for index, factor in enumerate(factors):
         root, rest = factor.var, factors[index + 1 :]
-        before = [f.var for f in factors[:index]]
-        if root.segments is not None and any(owner(f.var) is root for f in rest):
+        others = [*(f.var for f in factors[:index]), *(f.var for f in rest), *elsewhere]
+        if root.segments is not None and owned_by(rest, (root,)):
             if _tidy_families(root, rest):
                 return True
             pieces = (expand([Factor(s), *instances(rest, root, [s])]) for s in root.segments)
-            return any(_tidy(piece, elsewhere) for piece in pieces)
+            return any(_tidy(piece, [*(f.var for f in factors[:index]), *elsewhere]) for piece in pieces)
         if root.pinned:
             continue
         if root.segments is not None:
-            if any(_tidy(expand([Factor(s)]), elsewhere) for s in root.segments):
+            if any(_tidy(expand([Factor(s)]), others) for s in root.segments):
                 return True
             continue
         outer = owner(root)
-        others = [*before, *(f.var for f in rest), *elsewhere]
         plain = outer is not None and outer.segments is None and not outer.pinned and others.count(outer) == 1
         if root.family or (outer is not None and not plain):
             disown(root)
@@ -56,11 +55,11 @@ def _tidy_families(root: Var, rest: Dim) -> bool:
     assert root.segments is not None
     chain = {root}
     for factor in rest:
-        if owner(factor.var) in chain:
-            if not all(any(slot(key) is slot(segment) for segment in root.segments) for key in factor.var.family):
-                disown(factor.var)
+        for var in owned_by([factor], chain):
+            if not all(any(slot(key) is slot(segment) for segment in root.segments) for key in var.family):
+                disown(var)
                 return True
-            chain.add(factor.var)
+            chain.add(var)
     return False
 
 
@@ -71,7 +70,7 @@ def layout_of(dim: Iterable[Factor], space_of: dict[Var, int]) -> Layout:
     for index, factor in enumerate(factors):
         root = factor.var
         rest = factors[index + 1 :]
-        if root.segments is not None and any(owner(f.var) is root for f in rest):
+        if root.segments is not None and owned_by(rest, (root,)):
             pieces = [layout_of([Factor(s), *instances(rest, root, [s])], space_of) for s in root.segments]
             parts.append(Concat(tuple(pieces)))
             break
@@ -91,7 +90,7 @@ def leaves(dim: Iterable[Factor]) -> list[Var]:
     for index, factor in enumerate(factors):
         root = factor.var
         rest = factors[index + 1 :]
-        if root.segments is not None and any(owner(f.var) is root for f in rest):
+        if root.segments is not None and owned_by(rest, (root,)):
             for segment in root.segments:
                 found.extend(leaves([Factor(segment), *instances(rest, root, [segment])]))
             break

@@ -19,6 +19,7 @@ from fxfuse.passes.algebra import (
     expand,
     free_of,
     fresh,
+    inside,
     join_product,
     owner,
     pin,
@@ -27,7 +28,7 @@ from fxfuse.passes.algebra import (
     unify,
     unify_all,
 )
-from fxfuse.passes.axis_rules.core import Call, axis_rule, own
+from fxfuse.passes.axis_rules.core import Call, axis_rule, disown_but, own
 from fxfuse.passes.axis_rules.pointwise import broadcast
 from fxfuse.passes.axis_rules.shapes import prepare_cuts, slice_dims
 
@@ -125,14 +126,14 @@ def einsum(call: Call) -> Dims:
 def _einsum_owners(places: dict[str, list[tuple[int, Dim]]], inputs: list[str]) -> None:
     """What an owner owns may be ordered apart only if every operand that holds it holds the owner at one letter."""
     for found in places.values():
-        mine = expand(found[0][1])
-        for factor in mine:
-            outer_var = owner(factor.var)
-            if outer_var is None or any(f.var is outer_var for f in mine):
+        mine = inside(found[0][1])
+        for var in mine:
+            outer_var = owner(var)
+            if outer_var is None or outer_var in mine:
                 continue
             holders = [{other for other in inputs[k] if _holds(places[other], k, outer_var)} for k, _ in found]
             if any(len(h) != 1 for h in holders) or len(set.union(*holders)) != 1:
-                disown(factor.var)
+                disown(var)
 
 
 def _holds(found: list[tuple[int, Dim]], operand: int, var: Var) -> bool:
@@ -239,10 +240,7 @@ def _grouped(call: Call, channels: Dim, weight: Dims, groups: int, transposed: b
     own(weight[1], group)
     read, written = (first[1], weight[1]) if transposed else (weight[1], first[1])
     unify(x[1], read)
-    for factor in expand(read):
-        outer_var = owner(factor.var)
-        if outer_var is not None and outer_var not in {f.var for f in expand(x[0])} | {f.var for f in expand(read)}:
-            disown(factor.var)
+    disown_but(read, {f.var for f in expand(x[0])})
     call.contract(call.args[0], x[1] or x[0])
     call.contract(call.args[1], read)
     out = [*expand(x[0]), *expand(written)]

@@ -15,7 +15,7 @@ the dimensions of the operands with ``call.dims(i)``, states what the operator d
 A rule must be true by the operator's definition: a permutation that it allows must leave the function unchanged.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -28,10 +28,12 @@ from fxfuse.passes.algebra import (
     Dims,
     Factor,
     Unset,
+    Var,
     check_owners,
     disown,
     expand,
     find,
+    inside,
     owner,
     pin,
     unify_all,
@@ -118,12 +120,17 @@ class Call:
         """Sum over ``a`` of one operand against ``b`` of another. What an owner outside owns may be ordered apart only
         if that owner is one of the ``shared`` dimensions, at the same index in both operands."""
         unify_all([*shared, (a, b)])
-        inside = {factor.var for factor in expand(a)}
         common = {f.var for left, right in shared if left and right for f in expand(left)}
-        for factor in expand(a):
-            outer = owner(factor.var)
-            if outer is not None and outer not in inside and outer not in common:
-                disown(factor.var)
+        disown_but(a, common)
+
+
+def disown_but(dim: Dim, owners: Container[Var]) -> None:
+    """Disown the variables of a dimension whose owner is neither in the dimension itself nor among ``owners``."""
+    mine = inside(dim)
+    for var in mine:
+        outer = owner(var)
+        if outer is not None and outer not in mine and outer not in owners:
+            disown(var)
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ def broadcast(operands: list[Dims]) -> Dims:
     "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "positive", "lerp", "copy_", "copy", "float_power",
     "relu", "relu6", "rrelu", "gelu", "silu", "mish", "celu", "selu", "elu", "hardswish",
     "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "softplus", "leaky_relu", "log_sigmoid", "threshold",
-    "sigmoid", "tanh", "masked_fill", "where", "clamp", "clip", "rsub", "isclose", "cpu", "cuda", "view_as_real_copy",
+    "sigmoid", "tanh", "masked_fill", "where", "clamp", "clip", "rsub", "isclose", "cpu", "cuda",
     "square", "fake_quantize_per_tensor_affine", "_conj", "resolve_conj", "resolve_neg", "data", "requires_grad_",
 )  # fmt: skip
 def pointwise(call: Call) -> Dims | list[Dims]:

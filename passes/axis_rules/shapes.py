@@ -15,7 +15,7 @@ from fxfuse.passes.algebra import (
     fresh,
     instances,
     narrow,
-    owner,
+    owned_by,
     pin,
     regroup,
     size_of,
@@ -72,6 +72,17 @@ def reshape(call: Call) -> Dims:
     if call.result.dtype != call.args[0].dtype:
         return _pinned(call.dims(0), call)
     return reshape_dims(call.dims(0), call.shape())
+
+
+@axis_rule("view_as_real", "view_as_complex", "view_as_real_copy", "view_as_complex_copy")
+def real_and_imaginary(call: Call) -> Dims:
+    """Pairs of numbers as a last dimension, or as complex numbers."""
+    x = call.dims(0)
+    if call.function._schema.name.startswith("aten::view_as_real"):
+        return [*x, fresh(2, pinned=True)]
+    pin(x[-1])
+    free_of(x[:-1], [x[-1]])
+    return x[:-1]
 
 
 @axis_rule("squeeze", "squeeze_copy")
@@ -187,7 +198,7 @@ def slice_dims(x: Dims, d: int, start: int, stop: int) -> Dims:
     if start % inner or stop % inner or stop <= start:
         pin(x[d])
         return [fresh(stop - start, pinned=True) if i == d else dim for i, dim in enumerate(x)]
-    if first.var.pinned and not any(owner(f.var) is first.var for dim in x for f in expand(dim)):
+    if first.var.pinned and not any(owned_by(dim, (first.var,)) for dim in x):
         piece, path = Var((stop - start) // inner, pinned=True), [first.var]
         others = [dim if i != d else rest for i, dim in enumerate(x)]
     else:
