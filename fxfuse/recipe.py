@@ -134,6 +134,7 @@ class FitSettings(Record):
     """How levels are fitted; ``None`` leaves the choice to the method."""
 
     steps: Annotated[int, Field(ge=0)] | None = None
+    joint_steps: Annotated[int, Field(ge=0)] | None = None
     lr: Above0 | None = None
     batch_size: Positive | None = None
     max_seconds: Above0 | None = None

@@ -73,7 +73,7 @@ class Subset:
 def batches(samples: Samples, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
     """All samples in batches of at most ``size``; in random order if a ``generator`` is given."""
     order = torch.arange(len(samples)) if generator is None else torch.randperm(len(samples), generator=generator)
-    for chunk in order.split(size):
+    for chunk in torch.split(order, size):
         yield samples.take(chunk)
 
 

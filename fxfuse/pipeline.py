@@ -1,0 +1,330 @@
+"""From parents and data to one network: the passes in their order.
+
+``trace -> normalize -> axes -> partition -> correspond -> calibrate -> group -> rewrite -> fit -> verify``. Every
+stage is a function of its own that may be called by itself; this file only hands their results on.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxfuse.data import check, input_names, samples_from
+from fxfuse.device import deterministic, pick_device
+from fxfuse.errors import DataError, FuseError, MethodError
+from fxfuse.passes.augment import choose
+from fxfuse.passes.axes import axes
+from fxfuse.passes.calibrate import calibrate
+from fxfuse.passes.correspond import Correspondence, correspond
+from fxfuse.passes.fit import fit_levels
+from fxfuse.passes.fit_joint import JointReport, fit_joint
+from fxfuse.passes.fitting import FitPlan, Store
+from fxfuse.passes.group import group
+from fxfuse.passes.importance import ImportanceName, find_importance
+from fxfuse.passes.partition import partition
+from fxfuse.passes.resize import resize, scaled_sizes
+from fxfuse.passes.rewrite import rewrite
+from fxfuse.passes.teacher import make_teacher
+from fxfuse.passes.trace import trace
+from fxfuse.passes.verify import compare
+from fxfuse.presets import DEFAULT, Preset, find_method
+from fxfuse.progress import Progress, QuietProgress
+from fxfuse.recipe import FitSettings
+from fxfuse.samples import Samples
+from fxfuse.types import Analysis, FuseResult, Granularity, Grouping, LevelReport, Score, SpaceStatistics
+from fxfuse.weights import check_finite
+
+Head = Literal["probabilities", "logits", "labels"]
+Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+
+
+def analyse(
+    module: nn.Module,
+    example: Example,
+    *,
+    name: str = "parent",
+    granularity: Granularity = "block",
+    leaves: Sequence[str] = (),
+    submodule: str | None = None,
+    front_end: Literal["auto", "fx", "export"] = "auto",
+) -> Analysis:
+    """All that the compiler finds out about a model before it sees data: its graph, its neuron spaces, its levels.
+
+    ``example`` is a batch of two or more inputs: a tensor, a tuple of them, or a mapping by forward argument. The
+    model is copied and left as it is. Raises ``TraceError`` if no graph can be made of it.
+    """
+    program = trace(module, example, name=name, leaves=leaves, submodule=submodule, front_end=front_end)
+    meaning = axes(program)
+    return Analysis(program, meaning, partition(program, meaning, granularity))
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 3)
+
+
+def fuse(
+    parents: Sequence[nn.Module],
+    *,
+    calibration: Any = None,
+    method: str = DEFAULT,
+    target: nn.Module | float | None = None,
+    weights: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+    importance: str | None = None,
+    granularity: Granularity = "block",
+    fit: FitSettings | None = None,
+    head: Head = "probabilities",
+    evaluation: Any = None,
+    example: Example | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    leaves: Sequence[str] = (),
+    submodule: str | None = None,
+    front_end: Literal["auto", "fx", "export"] = "auto",
+    progress: Progress | None = None,
+    checkpoint: Store | None = None,
+) -> FuseResult:
+    """Fuse trained networks of one architecture, up to widths, into one network.
+
+    ``calibration`` is a few hundred inputs or more, labelled or not: tensors, arrays, a torch ``Dataset`` or
+    ``DataLoader``, a path or a ``DataSpec``. ``method`` names a preset (:mod:`fxfuse.presets`). ``target`` is the
+    architecture that comes out: the first parent's by default, another module of the same graph (its weights do not
+    matter), or a factor by which all widths are multiplied. ``weights`` are the parents' shares, equal by default.
+    ``head`` says what the output is fitted to: the mean of the parents' probabilities, of their logits, or labels.
+    ``evaluation`` is labelled data for the comparison in the result; nothing is fitted or chosen on it. ``example``
+    is needed only by a method without data. The same seed on the same machine gives the same bits.
+
+    Returns the fused network as ``result.module`` and the account of how it came about. Raises subclasses of
+    :class:`fxfuse.errors.FuseError` for anything that cannot work, before any long work where that is possible.
+    """
+    preset = find_method(method)
+    importance_name = _importance(importance or preset.importance)
+    where = pick_device(device)
+    shares = _shares(parents, weights)
+    labels = _names(parents, names)
+    progress = progress or QuietProgress()
+    clock = _Clock()
+    notes: list[str] = []
+    with clock.stage("read data"):
+        samples = None if calibration is None else samples_from(calibration)
+        judged = None if evaluation is None else samples_from(evaluation)
+        _check_data(preset, method, samples, judged, head)
+    with clock.stage("analyse"):
+        shown = _example(example, samples, judged)
+        options: dict[str, Any] = {
+            "granularity": granularity, "leaves": leaves, "submodule": submodule, "front_end": front_end,
+        }  # fmt: skip
+        with progress.start(len(parents), "trace and analyse") as bar:
+            analyses = []
+            for module, label in zip(parents, labels, strict=True):
+                check_finite(module, label)
+                analyses.append(analyse(module, shown, name=label, **options))
+                bar.advance()
+        pairs = correspond(_target(target, analyses[0], shown, options), analyses)
+        notes.extend(_analysis_notes(pairs.reference))
+    with deterministic():
+        with clock.stage("calibrate"):
+            statistics: dict[int, SpaceStatistics] = {}
+            if samples is not None and preset.solver != "average":
+                statistics = calibrate(
+                    pairs.parents, samples, weights=shares, device=where, importance=importance_name, seed=seed,
+                    progress=progress,
+                )  # fmt: skip
+        with clock.stage("group and rewrite"):
+            groupings = _group(pairs, statistics, preset, shares, seed)
+            fused = rewrite(pairs, groupings, shares).to(where)
+        reports: tuple[LevelReport, ...] = ()
+        if samples is not None:
+            plan = _plan(preset, fit, samples, shown)
+            if plan.transformations:
+                notes.append(f"calibration inputs were also used transformed: {', '.join(plan.transformations)}")
+            with clock.stage("fit"):
+                reports, joint = _fit(
+                    fused, pairs, groupings, statistics, shares, head, samples, plan, where, seed, progress, checkpoint
+                )
+            if joint is not None:
+                notes.append(_joint_note(joint))
+    fused = fused.to("cpu").eval()
+    scores: tuple[Score, ...] = ()
+    if judged is not None or samples is not None:
+        with clock.stage("verify"):
+            data = judged if judged is not None else samples
+            assert data is not None
+            if judged is None:
+                notes.append("no evaluation data was given: the comparison is on the calibration data")
+            scores = compare(
+                [parent.program for parent in pairs.parents], fused, data, weights=shares, device=where,
+                average=_plain_average(pairs, shares), progress=progress,
+            )  # fmt: skip
+    return FuseResult(
+        module=fused,
+        analysis=replace(pairs.reference, program=replace(pairs.reference.program, module=fused)),
+        parents=pairs.parents,
+        groupings=groupings,
+        levels=reports,
+        scores=scores,
+        notes=tuple(notes),
+        timings=clock.seconds,
+        settings={
+            "method": method, "importance": importance_name, "head": head, "seed": seed, "device": str(where),
+            "weights": list(shares), "parents": list(labels),
+            "calibration": None if samples is None else f"{len(samples)} samples: {samples.description}",
+        },
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------- checks
+
+
+def _importance(name: str) -> ImportanceName:
+    find_importance(name)
+    return name  # type: ignore[return-value]  # checked
+
+
+def _shares(parents: Sequence[nn.Module], weights: Sequence[float] | None) -> tuple[float, ...]:
+    if not parents:
+        raise MethodError("fuse needs at least one parent. Got none.")
+    given = [1.0] * len(parents) if weights is None else [float(w) for w in weights]
+    if len(given) != len(parents):
+        raise MethodError(f"weights must have one entry per parent. Got {len(given)} for {len(parents)} parents.")
+    if any(not 0 <= w < float("inf") for w in given) or sum(given) <= 0:
+        raise MethodError(f"weights must be at least 0 and not all 0. Got {given}.")
+    return tuple(w / sum(given) for w in given)
+
+
+def _names(parents: Sequence[nn.Module], names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None:
+        return tuple(f"parent {i}" for i in range(len(parents)))
+    if len(names) != len(parents):
+        raise MethodError(f"names must have one entry per parent. Got {len(names)} for {len(parents)} parents.")
+    return tuple(names)
+
+
+def _check_data(preset: Preset, method: str, samples: Samples | None, judged: Samples | None, head: Head) -> None:
+    if samples is None:
+        if preset.needs_data:
+            raise MethodError(f"method {method!r} looks at activations: give it calibration data, or take 'average'")
+    else:
+        check(samples, at_most=4096)
+        if head == "labels" and not samples.labelled:
+            raise MethodError("head 'labels' needs labelled calibration data; give labels, or take 'probabilities'")
+    if judged is not None:
+        check(judged, what="evaluation data", at_most=4096)
+
+
+def _example(example: Example | None, *data: Samples | None) -> Example:
+    if example is not None:
+        return example
+    for samples in data:
+        if samples is not None:
+            inputs, _ = samples.take(torch.arange(min(3, len(samples))))
+            names = input_names(samples)
+            if names is not None:
+                return dict(zip(names, inputs, strict=True))
+            return inputs[0] if len(inputs) == 1 else inputs
+    raise DataError("there is nothing to trace the parents with: give calibration data, or example=")
+
+
+def _target(
+    target: nn.Module | float | None, first: Analysis, example: Example, options: Mapping[str, Any]
+) -> Analysis:
+    if target is None:
+        return first
+    if isinstance(target, nn.Module):
+        return analyse(target, example, name="target", **options)
+    if target == 1.0:
+        return first
+    return resize(first, scaled_sizes(first.axes, float(target)))
+
+
+def _analysis_notes(analysis: Analysis) -> Iterator[str]:
+    yield from analysis.program.notes
+    yield from analysis.partition.notes
+    for opaque in analysis.axes.opaque:
+        place = f" ({opaque.where})" if opaque.where else ""
+        yield f"no axis rule for {opaque.operator} at {opaque.node}{place}: its neurons stay unmatched"
+
+
+# ----------------------------------------------------------------------------------------------- stages
+
+
+def _group(
+    pairs: Correspondence,
+    statistics: Mapping[int, SpaceStatistics],
+    preset: Preset,
+    shares: tuple[float, ...],
+    seed: int,
+) -> dict[int, Grouping]:
+    spaces = pairs.reference.axes.spaces
+    widths = {space.id: pairs.widths(space.id) for space in spaces}
+    targets = {space.id: space.size for space in spaces}
+    return group(spaces, statistics, widths, targets, preset.solver, preset.options, shares, seed)
+
+
+def _plan(preset: Preset, fit: FitSettings | None, samples: Samples, example: Example) -> FitPlan:
+    given = fit or FitSettings()
+    inputs = (
+        (example,)
+        if isinstance(example, Tensor)
+        else tuple(example.values() if isinstance(example, Mapping) else example)
+    )
+    plan = FitPlan(
+        levels=preset.fit,
+        joint_steps=FitPlan().joint_steps if preset.joint else 0,
+        transformations=choose(given.augment, inputs),
+    )
+    chosen = {k: getattr(given, k) for k in ("steps", "joint_steps", "lr", "batch_size", "max_seconds")}
+    chosen = {k: v for k, v in chosen.items() if v is not None and not (k == "joint_steps" and not preset.joint)}
+    return replace(plan, **chosen)
+
+
+def _fit(
+    fused: fx.GraphModule,
+    pairs: Correspondence,
+    groupings: Mapping[int, Grouping],
+    statistics: Mapping[int, SpaceStatistics],
+    shares: tuple[float, ...],
+    head: Head,
+    samples: Samples,
+    plan: FitPlan,
+    device: torch.device,
+    seed: int,
+    progress: Progress,
+    store: Store | None,
+) -> tuple[tuple[LevelReport, ...], JointReport | None]:
+    teacher = make_teacher(pairs, groupings, shares, statistics, head)
+    reports = fit_levels(fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store)
+    joint = fit_joint(fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store)
+    return tuple(reports), joint
+
+
+def _joint_note(joint: JointReport) -> str:
+    return (
+        f"all levels together: held-out objective {joint.before:.4g} -> {joint.after:.4g} "
+        f"(answer {joint.answer_before:.4g} -> {joint.answer_after:.4g}) in {joint.steps} steps"
+    )
+
+
+def _plain_average(pairs: Correspondence, shares: tuple[float, ...]) -> fx.GraphModule | None:
+    """The mean of the weights as they stand, where the parents' widths allow it."""
+    try:
+        groupings = _group(pairs, {}, find_method("average"), shares, 0)
+    except FuseError:
+        return None
+    return rewrite(pairs, groupings, shares)
+
+
+__all__ = ["analyse", "fuse"]

@@ -1,0 +1,236 @@
+"""Fit all levels together, on fresh transformed samples, with targets recomputed from the parents at every step.
+
+The loss is the mean of the levels' errors plus the error of the answer (:mod:`fxfuse.passes.teacher`), so the fused
+network is held to the parents' merged values while its parts learn to make up for one another. Nothing is stored but
+one mini-batch; the held-out objective is looked at regularly and the best state is kept, so the network never ends
+worse than it began by that measure.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxfuse.device import autocast
+from fxfuse.passes.augment import Mixture, transform
+from fxfuse.passes.fitting import FitPlan, Store
+from fxfuse.passes.observe import placed
+from fxfuse.passes.subgraph import capture
+from fxfuse.passes.teacher import Teacher
+from fxfuse.progress import Progress
+from fxfuse.samples import Samples
+from fxfuse.types import Batch
+
+CHECKS = 10
+"""How often the held-out objective is looked at."""
+SAVE_SECONDS = 20.0
+KEY = "joint"
+
+
+@dataclass(frozen=True, slots=True)
+class JointReport:
+    """The held-out objective before and after, and the share of the answer in it."""
+
+    before: float
+    after: float
+    answer_before: float
+    answer_after: float
+    steps: int
+
+
+@dataclass(slots=True)
+class _Objective:
+    """Targets from the parents and the loss of the fused network against them, for one batch."""
+
+    fused: fx.GraphModule
+    parents: list[fx.GraphModule]
+    teacher: Teacher
+    nodes: tuple[str, ...]
+    device: torch.device
+
+    def targets(self, inputs: Sequence[Tensor], labels: Tensor | None, mixture: Mixture | None) -> list[Tensor]:
+        with torch.no_grad(), autocast(self.device):
+            values = [parent(*inputs) for parent in self.parents]
+        out = []
+        for k, node in enumerate(self.nodes):
+            own = [value[k].float() for value in values]
+            out.append(
+                self.teacher.answer(own, labels, mixture)
+                if node in self.teacher.outputs
+                else self.teacher.target(node, own)
+            )
+        return out
+
+    def losses(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean error of the levels, and of the answers."""
+        with autocast(self.device):
+            values = self.fused(*inputs)
+        inner, answers = [], []
+        for node, value, target in zip(self.nodes, values, targets, strict=True):
+            if node in self.teacher.outputs:
+                answers.append(self.teacher.answer_loss(value.float(), target))
+            else:
+                weight = self.teacher.neuron_weight(node, target)
+                inner.append(self.teacher.error(node, value.float(), target, weight))
+        zero = torch.zeros((), device=self.device)
+        return (torch.stack(inner).mean() if inner else zero), (torch.stack(answers).mean() if answers else zero)
+
+
+def fit_joint(
+    fused: fx.GraphModule,
+    teacher: Teacher,
+    samples: Samples,
+    plan: FitPlan,
+    *,
+    device: torch.device,
+    seed: int,
+    progress: Progress,
+    store: Store | None = None,
+) -> JointReport | None:
+    """Train all parameters of ``fused`` in place; ``None`` if the plan has no joint steps."""
+    parameters = [p for p in fused.parameters() if p.requires_grad]
+    if plan.joint_steps == 0 or not parameters:
+        return None
+    levels = teacher.pairs.reference.partition.levels
+    inner = [level.boundary for level in levels if teacher.can_target(level.boundary)]
+    nodes = tuple(dict.fromkeys([n for n in inner if n not in teacher.outputs] + list(teacher.outputs)))
+    parents = [capture(placed(p.program.module, device), nodes).eval() for p in teacher.pairs.parents]
+    objective = _Objective(capture(fused, nodes).eval(), parents, teacher, nodes, device)
+    run = _Run(objective, parameters, samples, plan, seed, store)
+    return run.go(fused, progress)
+
+
+class _Run:
+    """One optimisation with its state: what is kept of it suffices to go on bit for bit."""
+
+    def __init__(
+        self,
+        objective: _Objective,
+        parameters: list[torch.nn.Parameter],
+        samples: Samples,
+        plan: FitPlan,
+        seed: int,
+        store: Store | None,
+    ) -> None:
+        self.objective, self.parameters, self.samples = objective, parameters, samples
+        self.plan, self.store = plan, store
+        self.generator = torch.Generator().manual_seed(seed + 1)
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+        held = min(max(1, round(plan.held * len(samples))), len(samples) - 1) if len(samples) > 1 else 0
+        self.train = order[held:]
+        self.optimizer = torch.optim.Adam(parameters, lr=plan.lr, betas=(0.9, 0.99))
+        self.judges = self._judges(order[:held] if held else order)
+        self.queue = self.train[:0]
+        self.best = [p.detach().clone() for p in parameters]
+        self.first = self.best_score = self.judge()
+        self.done = 0
+
+    def _judges(self, held: Tensor) -> list[tuple[tuple[Tensor, ...], list[Tensor]]]:
+        """Held-out batches with their targets: the samples as they are and, where they are few, transformed too."""
+        generator = torch.Generator().manual_seed(7)
+        kinds = tuple(k for k in self.plan.transformations if k != "mix")
+        out = []
+        for copy in range(1 + (3 if kinds and len(held) < 4 * self.plan.batch_size else 0)):
+            for chunk in torch.split(held[: 8 * self.plan.batch_size], self.plan.batch_size):
+                inputs, labels = self._batch(chunk)
+                if copy:
+                    inputs, _ = transform(inputs, kinds, generator)
+                out.append((inputs, self.objective.targets(inputs, labels, None)))
+        return out
+
+    def _batch(self, indices: Tensor) -> Batch:
+        inputs, labels = self.samples.take(indices)
+        device = self.objective.device
+        return tuple(x.to(device) for x in inputs), None if labels is None else labels.to(device)
+
+    def judge(self) -> tuple[float, float]:
+        """The held-out objective, and the answer's part of it."""
+        total = answer = 0.0
+        with torch.no_grad():
+            for inputs, targets in self.judges:
+                a, b = self.objective.losses(inputs, targets)
+                total, answer = total + float(a + b), answer + float(b)
+        return total / len(self.judges), answer / len(self.judges)
+
+    def go(self, fused: fx.GraphModule, progress: Progress) -> JointReport:
+        """All steps that are still to be done."""
+        self._load()
+        steps = self.plan.joint_steps
+        every = max(1, steps // CHECKS)
+        start = saved = time.monotonic()
+        with progress.start(steps, "fit all levels together") as bar:
+            bar.advance(self.done)
+            while self.done < steps:
+                self._step()
+                bar.advance()
+                if self.done % every == 0 or self.done == steps:
+                    score = self.judge()
+                    if score[0] < self.best_score[0]:
+                        self.best_score = score
+                        self.best = [p.detach().clone() for p in self.parameters]
+                    now = time.monotonic()
+                    if self.plan.max_seconds is not None and now - start > self.plan.max_seconds:
+                        break
+                    if self.store is not None and now - saved > SAVE_SECONDS and self.done < steps:
+                        self._save()
+                        saved = now
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.best, strict=True):
+                parameter.copy_(value)
+        fused.eval()
+        return JointReport(self.first[0], self.best_score[0], self.first[1], self.best_score[1], self.done)
+
+    def _step(self) -> None:
+        plan = self.plan
+        rate = plan.lr * 0.5 * (1 + math.cos(math.pi * self.done / plan.joint_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if len(self.queue) < min(plan.batch_size, len(self.train)):
+            fresh = self.train[torch.randperm(len(self.train), generator=self.generator)]
+            self.queue = torch.cat([self.queue, fresh])
+        chunk, self.queue = self.queue[: plan.batch_size], self.queue[plan.batch_size :]
+        inputs, labels = self._batch(chunk)
+        mixture = None
+        if plan.transformations:
+            inputs, mixture = transform(inputs, plan.transformations, self.generator)
+        targets = self.objective.targets(inputs, labels, mixture)
+        inner, answer = self.objective.losses(inputs, targets)
+        self.optimizer.zero_grad()
+        (inner + answer).backward()  # type: ignore[no-untyped-call]  # torch's
+        self.optimizer.step()
+        self.done += 1
+
+    # -------------------------------------------------------------------------------------------- resuming
+
+    def _save(self) -> None:
+        assert self.store is not None
+        tensors = {"generator": self.generator.get_state(), "queue": self.queue}
+        for i, (parameter, best) in enumerate(zip(self.parameters, self.best, strict=True)):
+            tensors[f"now.{i}"], tensors[f"best.{i}"] = parameter, best
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"adam.{i}.{key}"] = torch.as_tensor(value)
+        meta = {"done": self.done, "first": self.first, "best": self.best_score}
+        self.store.save(KEY, tensors, meta)
+
+    def _load(self) -> None:
+        saved = None if self.store is None else self.store.load(KEY)
+        if saved is None:
+            return
+        tensors, meta = saved
+        self.generator.set_state(tensors["generator"])
+        self.queue = tensors["queue"]
+        with torch.no_grad():
+            for i, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"now.{i}"])
+                self.best[i] = tensors[f"best.{i}"].to(parameter.device)
+                state = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"adam.{i}.")}
+                self.optimizer.state[parameter] = {
+                    k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
+                }
+        first, best = meta["first"], meta["best"]
+        self.first = (first[0], first[1])  # type: ignore[index]  # as saved above
+        self.best_score = (best[0], best[1])  # type: ignore[index]  # as saved above
+        self.done = int(meta["done"])  # type: ignore[call-overload]  # as saved above
