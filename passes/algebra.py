@@ -146,15 +146,13 @@ def union(a: Var, b: Var) -> None:
     if a.parts is not None or b.parts is not None:
         unify([Factor(a)], [Factor(b)])
         return
-    for root in (a, b):
-        if root.family:
-            disown(root)
-    a, b = find(a), find(b)
-    if a is b:
+    if a.family or b.family:
+        disown(a if a.family else b)
+        union(a, b)  # which may have been refined by that
         return
     _agree_on_owner(a, b)
-    a, b = find(a), find(b)
-    if a is b:
+    if find(a) is not a or find(b) is not b or a.parts is not None or b.parts is not None:
+        union(a, b)
         return
     if a.segments is None:
         a, b = b, a
@@ -258,7 +256,7 @@ def _narrow_product(root: Var, start: int, end: int) -> Var:
         pin([Factor(root)])
         return Var(end - start, pinned=True)
     piece, path = narrow(first.var, start // inner, end // inner)
-    return join_product([Factor(piece), *instances(rest, first.var, path)])
+    return join_product([Factor(piece), *instances([rest], first.var, path)[0]])
 
 
 def _join(pieces: Sequence[Var]) -> Var:
@@ -291,20 +289,23 @@ def join_product(dim: Sequence[Factor]) -> Var:
     return whole
 
 
-def instances(dim: Iterable[Factor], old: Var, path: list[Var] | None) -> Dim:
-    """``dim`` as it is where the index of ``old`` lies in the nested segments ``path``: what ``old`` owns becomes
+def instances(dims: Iterable[Iterable[Factor]], old: Var, path: list[Var] | None) -> Dims:
+    """``dims`` as they are where the index of ``old`` lies in the nested segments ``path``: what ``old`` owns becomes
     an instance. Without a path there is no instance to name: it is disowned."""
-    factors = expand(dim)
-    if path == []:
-        return factors
+    out = [expand(dim) for dim in dims]
     if path is None:
-        free_of([factors], [[Factor(old)]])
-        return expand(factors)
+        free_of(out, [[Factor(old)]])
+        return [expand(dim) for dim in out]
     current, grand = find(old), owner(old)
     for segment in path:
+        if not any(owned_by(dim, (current,)) for dim in out):
+            break
         owners: dict[Var, Var | None] = {current: segment if segment.size > 1 else grand}
-        factors, current = _at_segment(factors, segment, owners), find(segment)
-    return factors
+        places = [(_depth([factor]), i, j) for i, dim in enumerate(out) for j, factor in enumerate(dim)]
+        moved = {(i, j): _at_segment([out[i][j]], segment, owners) for _, i, j in sorted(places)}
+        out = [expand(f for j in range(len(dim)) for f in moved[i, j]) for i, dim in enumerate(out)]
+        current = find(segment)
+    return out
 
 
 def _at_segment(dim: Iterable[Factor], segment: Var, owners: dict[Var, Var | None]) -> Dim:
@@ -346,6 +347,9 @@ def split_product(var: Var, outer_size: int) -> list[Var] | None:
     if remainder:
         _pin(root)
         return None
+    if root.parts is not None:
+        pieces = regroup([Factor(root)], [outer_size, inner_size])
+        return None if pieces is None else [join_product(piece) for piece in pieces]
     a = Var(outer_size, pinned=root.pinned, outer=root.outer)
     b = Var(inner_size, pinned=root.pinned, outer=a)
     if root.segments is not None and not root.pinned:
@@ -390,6 +394,10 @@ def regroup(dim: Iterable[Factor], sizes: Sequence[int]) -> Dims | None:
             if not queue:
                 return None
             factor = queue.pop()
+            opened = expand([factor])  # an earlier cut may have gone through this one too
+            if len(opened) > 1:
+                queue.extend(opened[::-1])
+                continue
             if factor.var.size <= need:
                 need, remainder = divmod(need, factor.var.size)
                 if remainder:

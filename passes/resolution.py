@@ -31,7 +31,7 @@ def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
         if root.segments is not None and owned_by(rest, (root,)):
             if _tidy_families(root, rest):
                 return True
-            pieces = (expand([Factor(s), *instances(rest, root, [s])]) for s in root.segments)
+            pieces = (expand([Factor(s), *instances([rest], root, [s])[0]]) for s in root.segments)
             return any(_tidy(piece, [*(f.var for f in factors[:index]), *elsewhere]) for piece in pieces)
         if root.pinned:
             continue
@@ -71,7 +71,7 @@ def layout_of(dim: Iterable[Factor], space_of: dict[Var, int]) -> Layout:
         root = factor.var
         rest = factors[index + 1 :]
         if root.segments is not None and owned_by(rest, (root,)):
-            pieces = [layout_of([Factor(s), *instances(rest, root, [s])], space_of) for s in root.segments]
+            pieces = [layout_of([Factor(s), *instances([rest], root, [s])[0]], space_of) for s in root.segments]
             parts.append(Concat(tuple(pieces)))
             break
         if root.segments is not None and not root.pinned:
@@ -92,7 +92,7 @@ def leaves(dim: Iterable[Factor]) -> list[Var]:
         rest = factors[index + 1 :]
         if root.segments is not None and owned_by(rest, (root,)):
             for segment in root.segments:
-                found.extend(leaves([Factor(segment), *instances(rest, root, [segment])]))
+                found.extend(leaves([Factor(segment), *instances([rest], root, [segment])[0]]))
             break
         if root.segments is not None and not root.pinned:
             for segment in root.segments:

@@ -203,9 +203,7 @@ def slice_dims(x: Dims, d: int, start: int, stop: int) -> Dims:
         others = [dim if i != d else rest for i, dim in enumerate(x)]
     else:
         piece, path = narrow(first.var, start // inner, stop // inner)
-        flat = [expand(dim if i != d else rest) for i, dim in enumerate(x)]
-        moved = iter(instances([f for dim in flat for f in dim], first.var, path))
-        others = [[next(moved) for _ in dim] for dim in flat]
+        others = instances([dim if i != d else rest for i, dim in enumerate(x)], first.var, path)
     head = [] if piece.size == 1 else [_Factor(piece, first.origin)]
     return [expand([*head, *dim]) if i == d else dim for i, dim in enumerate(others)]
 
