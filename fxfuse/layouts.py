@@ -56,9 +56,7 @@ class Merger:
                 return self._segments(x, path, position, axes, env, ones)
         return self._leaves(x, path, axes, env, ones)
 
-    def _product(
-        self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool
-    ) -> Tensor:
+    def _product(self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
         layout = path[at].layout
         assert isinstance(layout, Product)
         sizes = [_unread(part, path[at].dim, axes) if ones else part.size for part in layout.parts]
@@ -79,7 +77,9 @@ class Merger:
             total: Tensor | None = None
             for b in matrix[a].nonzero()[:, 0].tolist():
                 block = x.select(at, b if x.shape[at] > 1 else 0)
-                part = self._merge(block, rest, axes, {**env, leaf.space: (a, b, not read)}, ones) * matrix[a, b].to(x.dtype)
+                part = self._merge(block, rest, axes, {**env, leaf.space: (a, b, not read)}, ones) * matrix[a, b].to(
+                    x.dtype
+                )
                 total = part if total is None else total + part
             if total is None:  # no neuron of this parent: zeros of the right shape
                 block = self._merge(x.select(at, 0), rest, axes, {**env, leaf.space: (a, 0, not read)}, ones)
@@ -157,7 +157,9 @@ def merge_tensors(
             mass = share if mass is None else mass + share
     assert total is not None
     if mass is not None:
-        total = torch.where(mass.abs() > 1e-12, total / mass.where(mass.abs() > 1e-12, torch.ones_like(mass)), 0 * total)
+        total = torch.where(
+            mass.abs() > 1e-12, total / mass.where(mass.abs() > 1e-12, torch.ones_like(mass)), 0 * total
+        )
     return total
 
 

@@ -49,7 +49,7 @@ def fit_levels(
     with progress.start(len(levels), "fit levels") as bar:
         for level in levels:
             report = _one(fused, parents, level, chunks, teacher, plan, seed, store)
-            reports.append(replace(report, **_widths(level, teacher)))
+            reports.append(_with_widths(report, level, teacher))
             for chunk in chunks:
                 chunk.target = None
                 for env in (chunk.fused, *chunk.parents):
@@ -238,7 +238,9 @@ def refresh_norms(task: LevelTask) -> bool:
     if not norms:
         return False
     momenta = [m.momentum for m in norms]
-    counts = [m.num_batches_tracked.clone() for m in norms if m.num_batches_tracked is not None]
+    counts = [
+        (m.num_batches_tracked, m.num_batches_tracked.clone()) for m in norms if m.num_batches_tracked is not None
+    ]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over chunks
@@ -247,23 +249,24 @@ def refresh_norms(task: LevelTask) -> bool:
         for chunk in task.chunks:
             if not chunk.held:
                 task.piece(*task.inputs(chunk))
-        for norm, count in zip(norms, counts, strict=False):
-            norm.num_batches_tracked.copy_(count)
+        for counter, count in counts:
+            counter.copy_(count)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
     return True
 
 
-def _widths(level: Level, teacher: Teacher) -> dict[str, object]:
-    """What a report says of the space that a level ends in."""
+def _with_widths(report: LevelReport, level: Level, teacher: Teacher) -> LevelReport:
+    """The report, with what there is to say of the space that the level ends in."""
     if level.space is None:
-        return {}
+        return report
     space = teacher.pairs.reference.axes.spaces[level.space]
     grouping = teacher.groupings.get(level.space)
-    return {
-        "space": space.name,
-        "width": space.size,
-        "parent_widths": teacher.pairs.widths(level.space),
-        "grouping_error": None if grouping is None else grouping.error,
-    }
+    return replace(
+        report,
+        space=space.name,
+        width=space.size,
+        parent_widths=teacher.pairs.widths(level.space),
+        grouping_error=None if grouping is None else grouping.error,
+    )

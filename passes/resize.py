@@ -82,9 +82,8 @@ def _describe(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.RNNBase):
-        module.input_size = module.weight_ih_l0.shape[1]
-        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        module.hidden_size = module.weight_ih_l0.shape[0] // gates
+        gates, packed = {"LSTM": 4, "GRU": 3}.get(module.mode, 1), module.get_parameter("weight_ih_l0")
+        module.input_size, module.hidden_size = packed.shape[1], packed.shape[0] // gates
         module.flatten_parameters()
 
 
