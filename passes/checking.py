@@ -144,6 +144,7 @@ def _difference(a: Any, b: Any) -> float:
         return float("inf")
     if a.numel() == 0:
         return 0.0
+    a, b = a.detach(), b.detach()
     if not a.is_floating_point():
         return 0.0 if torch.equal(a, b) else float("inf")
     a, b = a.double(), b.double()

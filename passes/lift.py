@@ -23,7 +23,7 @@ from fxfuse.errors import TraceError
 from fxfuse.passes.binding import Bound
 from fxfuse.passes.checking import plain, plain_attention
 from fxfuse.passes.graphs import SCOPE, WHERE, CanonicalModule, assemble, has_attribute, install
-from fxfuse.passes.probing import LANES, at_batch
+from fxfuse.passes.probing import LANES, at_batch, probe
 from fxfuse.passes.symbolic import is_user_file
 
 _ROOT = "network"
@@ -53,7 +53,14 @@ def export_trace(module: nn.Module, bound: Bound) -> CanonicalModule:
     builder = _Builder(
         module, program, [name for name, v in (*bound.positional, *bound.named) if isinstance(v, Tensor)]
     )
-    return assemble(module, builder.build())
+    result = assemble(module, builder.build())
+    try:
+        probe(result, bound.tensors)
+    except Exception as error:
+        raise TraceError(
+            f"the code works for one batch size only: its exported graph fails at another ({error})"
+        ) from error
+    return result
 
 
 def _export(module: nn.Module, bound: Bound) -> ExportedProgram:

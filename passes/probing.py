@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._pytree import tree_map_only
 
 from fxfuse.errors import GraphError
@@ -82,8 +87,21 @@ class Prober:
         try:
             with torch.no_grad(), self.mode:
                 return call(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            if node.op != "call_module":
+                raise
+            return self._run_for_real(call, args, kwargs)  # an opaque leaf may look at its data
         finally:
             self.busy = was
+
+    def _run_for_real(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        def stand_in(fake: Tensor) -> Tensor:
+            floating = fake.is_floating_point()
+            return (torch.randn if floating else torch.zeros)(fake.shape, dtype=fake.dtype, device=fake.device)
+
+        args, kwargs = tree_map_only(Tensor, stand_in, (args, kwargs))
+        with torch.no_grad():
+            return tree_map_only(Tensor, self.mode.from_tensor, call(*args, **kwargs))
 
 
 _SAME_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)

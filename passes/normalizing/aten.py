@@ -85,16 +85,20 @@ def _arithmetic(target: Any, scaled: Any = None) -> Callable[[Arguments], Call |
     return entry
 
 
+def _rank(a: Arguments) -> int:
+    return int(a["self"].meta[PROBE][0].dim())
+
+
 def _slice(a: Arguments) -> Call:
     stop = None if isinstance(a["end"], int) and a["end"] >= 2**62 else a["end"]
     start = None if a["start"] == 0 else a["start"]
     step = None if a["step"] == 1 else a["step"]
-    rank = a["self"].meta[PROBE][0].dim()
+    rank = _rank(a)
     return operator.getitem, (a["self"], (*[slice(None)] * (a["dim"] % rank), slice(start, stop, step))), {}
 
 
 def _select(a: Arguments) -> Call:
-    rank = a["self"].meta[PROBE][0].dim()
+    rank = _rank(a)
     return operator.getitem, (a["self"], (*[slice(None)] * (a["dim"] % rank), a["index"])), {}
 
 
@@ -255,11 +259,14 @@ TABLE: dict[str, Callable[[Arguments], Call | None]] = {
     "permute": _sizes(torch.permute, "dims"),
     "transpose.int": _plainly(torch.transpose, "self", "dim0", "dim1"),
     "t": lambda a: (torch.transpose, (a["self"], 0, 1), {}),
+    "mT": lambda a: (torch.transpose, (a["self"], -2, -1), {}),
+    "numpy_T": lambda a: (torch.transpose, (a["self"], 0, 1), {}) if _rank(a) == 2 else None,
     "expand": _sizes("expand", "size"),
     "repeat": _sizes("repeat", "repeats"),
     "slice.Tensor": _slice,
     "select.int": _select,
     "index.Tensor": _index,
+    "concat": lambda a: (torch.cat, (a["tensors"], a["dim"]), {}),
     "cat": lambda a: (torch.cat, (a["tensors"], a["dim"]), {}),
     "split.Tensor": _plainly(torch.split, "self", "split_size", "dim"),
     "split.sizes": _plainly(torch.split, "self", "split_size", "dim"),
@@ -271,6 +278,14 @@ TABLE: dict[str, Callable[[Arguments], Call | None]] = {
     "avg_pool2d": _plainly(
         F.avg_pool2d, "self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
     ),
+    "max_pool1d": _plainly(F.max_pool1d, "self", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "max_pool3d": _plainly(F.max_pool3d, "self", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "avg_pool1d": _plainly(F.avg_pool1d, "self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+    "avg_pool3d": _plainly(
+        F.avg_pool3d, "self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
+    ),
+    "adaptive_avg_pool3d": _plainly(F.adaptive_avg_pool3d, "self", "output_size"),
+    "expand_as": _plainly("expand_as", "self", "other"),
     "adaptive_avg_pool2d": _plainly(F.adaptive_avg_pool2d, "self", "output_size"),
     "adaptive_avg_pool1d": _plainly(F.adaptive_avg_pool1d, "self", "output_size"),
     "pad": lambda a: (F.pad, (a["self"], tuple(a["pad"]), a["mode"], a["value"]), {}),

@@ -110,6 +110,8 @@ def _pure(edit: Editor, node: fx.Node, target: fx.Node) -> fx.Node:
         value = edit.call(_PURE_OPERATOR[operator_], *node.args)
     elif node.op == "call_method":
         value = _pure_method(edit, str(operator_), node)
+    elif operator_ is torch.ops.aten.copy_.default and isinstance(node.args[1], fx.Node):
+        value = node.args[1]
     elif isinstance(operator_, torch._ops.OpOverload):
         value = edit.call(_pure_overload(operator_, node), *node.args, **node.kwargs)
     elif "out" in node.kwargs:
@@ -140,17 +142,10 @@ def _pure_method(edit: Editor, name: str, node: fx.Node) -> fx.Node:
 def _pure_overload(target: Any, node: fx.Node) -> Callable[..., Any]:
     packet = target._schema.name.split("::")[1]
     space = getattr(torch.ops, target.namespace)
-    if packet == "copy_":
-        return copied
     pure = getattr(space, packet.rstrip("_"), None) if packet.endswith("_") else None
     if pure is None or target._overloadname not in pure.overloads():
         raise _no_form(node)
     return getattr(pure, target._overloadname)  # type: ignore[no-any-return]
-
-
-def copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: ARG001
-    """What ``target.copy_(source)`` leaves in ``target``."""
-    return source.to(target.dtype).expand(target.shape)
 
 
 def _no_form(node: fx.Node) -> GraphError:
@@ -194,9 +189,10 @@ def _put_back(edit: Editor, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.
     if name == "select":
         return edit.call(torch.select_scatter, base, value, *rest)
     if name in {"narrow", "slice"}:
-        dim, start, length = (rest + [None] * 3)[:3]
-        stop = length if name == "slice" else edit.call(operator.add, start, length)
-        return edit.call(torch.slice_scatter, base, value, dim, start, stop)
+        dim, start, stop, step = (rest + [None] * 4)[:4]
+        if name == "narrow":
+            stop = edit.call(operator.add, start, stop)
+        return _slice_scatter(edit, base, value, dim or 0, slice(start, stop, step))
     raise GraphError(
         f"a view made by {name} at {view.meta.get(WHERE, '?')} is written in place, and {name} cannot be inverted; "
         "rewrite the line without writing in place"
@@ -233,13 +229,24 @@ def _scatter_plain(edit: Editor, base: fx.Node, items: list[Any], dim: int, valu
     if item is None:
         raise GraphError("writing through a new axis (x[None] = v) has no functional form here; drop the None")
     if isinstance(item, slice):
-        bounds = (item.start, item.stop, item.step or 1)
         inner = edit.call(operator.getitem, base, (*[slice(None)] * dim, item))
         new = _scatter_plain(edit, inner, rest, dim + 1, value)
-        return edit.call(torch.slice_scatter, base, new, dim, *bounds)
+        return _slice_scatter(edit, base, new, dim, item)
     inner = edit.call(torch.select, base, dim, item)
     new = _scatter_plain(edit, inner, rest, dim, value)
     return edit.call(torch.select_scatter, base, new, dim, item)
+
+
+def _slice_scatter(edit: Editor, base: fx.Node, value: fx.Node, dim: int, cut: slice) -> fx.Node:
+    """``base`` with ``value`` in a slice of one dimension; ``value`` itself where the slice is everything."""
+    stop = None if isinstance(cut.stop, int) and cut.stop >= _END else cut.stop
+    if cut.start in (None, 0) and stop is None and cut.step in (None, 1):
+        return value
+    return edit.call(torch.slice_scatter, base, value, dim, cut.start, stop, cut.step or 1)
+
+
+_END = 2**62
+"""Export writes an open end of a slice as a number beyond this."""
 
 
 def _filled(edit: Editor, like: fx.Node, value: Any) -> fx.Node:

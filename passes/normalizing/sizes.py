@@ -4,7 +4,7 @@ A traced reshape carries numbers that were true for one width. Align its input a
 the smallest groups of equal size (row-major order makes this unique); then, in each group,
 
 - one output dimension is the product of the group's input sizes: read them;
-- several output dimensions, all of them numbers: the outer ones stay (heads, groups, packed parts), the innermost is
+- several output dimensions, all of them numbers (or the outer ones computed from the batch size): the outer ones stay (heads, groups, packed parts), the innermost is
   what is left (the width of a head);
 - anything else stays as it is, and is reported if it holds numbers.
 
@@ -30,7 +30,10 @@ _SPLITS = frozenset({torch.split, torch.functional.split})
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """A size that is read: the product of the input's sizes at ``dims``, divided by ``divisor``."""
+    """A size that is read: the product of the input's sizes at ``dims``, divided by ``divisor``.
+
+    A ``divisor`` of 0 stands for what the other dimensions leave: such a size can only be written as ``-1``.
+    """
 
     dims: tuple[int, ...]
     divisor: int = 1
@@ -38,7 +41,7 @@ class Follow:
     @property
     def cost(self) -> int:
         """Nodes needed to write it."""
-        return 2 * len(self.dims) - 1 + (self.divisor > 1)
+        return 1000 if self.divisor == 0 else 2 * len(self.dims) - 1 + (self.divisor > 1)
 
 
 def follow_widths(module: fx.GraphModule) -> int:
@@ -56,6 +59,12 @@ def follow_widths(module: fx.GraphModule) -> int:
                 changes += _expand(node)
             elif node.target in _SPLITS:
                 changes += _split(edit, node)
+            elif node.target is torch.unflatten:
+                changes += _unflatten(node)
+            elif node.target is F.pad:
+                _pad(edit, node)
+            elif (cut := _fixed_slice(node)) is not None and cut[2] - cut[1] > 1:
+                _note(edit, node, f"a slice keeps its bounds {cut[1]}:{cut[2]}")
             elif node.target in {F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm}:
                 changes += _norm(edit, node)
     return changes + share_sizes(module)
@@ -111,7 +120,7 @@ def _with_inner_free(node: fx.Node, sizes: Sequence[Any]) -> Sequence[Any]:
 def _write(edit: Editor, source: fx.Node, plan: Sequence[Any]) -> tuple[Any, ...]:
     """Turn a plan into arguments: the costliest entry becomes ``-1``, unless one already is."""
     follows = [i for i, entry in enumerate(plan) if isinstance(entry, Follow)]
-    taken = -1 in [p for p in plan if isinstance(p, int)]
+    taken = any(isinstance(p, int) and p == -1 for p in plan)
     free = None if taken or not follows else max(follows, key=lambda i: (plan[i].cost, i))
     result = []
     for i, entry in enumerate(plan):
@@ -143,6 +152,8 @@ def plan_reshape(
     plan: list[Any] = list(sizes)
     for dims, outputs in groups:
         _plan_group(plan, dims, outputs, after)
+    if sum(isinstance(p, Follow) and p.divisor == 0 for p in plan) + plan.count(-1) > 1:
+        return None
     undecided = any(isinstance(p, int) and p > 1 and len(d) > 1 for d, out in groups for p in (plan[o] for o in out))
     return None if undecided and plan == list(sizes) else plan
 
@@ -159,6 +170,8 @@ def _plan_group(plan: list[Any], dims: list[int], outputs: list[int], after: Seq
         divisor = math.prod(after[o][0] for o in outputs if o != derived)
         if divisor == math.prod(after[o][1] for o in outputs if o != derived):
             plan[derived] = Follow(tuple(dims), divisor)
+    elif numbers == outputs[-1:] and plan[outputs[-1]] > 1 and after[outputs[0]][0] != after[outputs[0]][1]:
+        plan[outputs[-1]] = Follow(tuple(dims), 0)  # (B, C) -> (B * heads, C / heads), as attention does it
 
 
 def align(
@@ -220,6 +233,22 @@ def _split(edit: Editor, node: fx.Node) -> int:
         return 0
     node.target, node.args, node.kwargs = torch.chunk, (source, len(parts), dim), {}
     return 1
+
+
+def _unflatten(node: fx.Node) -> int:
+    """All but the innermost part keep their sizes."""
+    sizes = node.args[2] if len(node.args) > 2 else None
+    if not isinstance(sizes, tuple | list) or not all(isinstance(s, int) and s > 0 for s in sizes):
+        return 0
+    node.args = (*node.args[:2], (*sizes[:-1], -1))
+    return 1
+
+
+def _pad(edit: Editor, node: fx.Node) -> None:
+    """Channels that are padded (two spatial dimensions follow them) stay as many."""
+    amounts = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    if isinstance(amounts, tuple | list) and any(isinstance(n, int) and n for n in amounts[4:]):
+        _note(edit, node, f"a pad keeps its amounts {list(amounts)}")
 
 
 def _norm(edit: Editor, node: fx.Node) -> int:
