@@ -85,6 +85,15 @@ def test_training_repeats_bit_by_bit_and_leaves_the_random_state() -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_the_first_epochs_may_see_half_the_size() -> None:
+    sides: list[int] = []
+    model = digits_net(4)
+    model.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    settings = Settings(epochs=3, batch=32, shift=0, flip=False, half=2)
+    train(model, data.digits().subset(torch.arange(64)), settings)
+    assert sides == [4, 4, 4, 4, 8, 8]
+
+
 def test_training_learns() -> None:
     torch.manual_seed(0)
     model = digits_net(8)
