@@ -95,6 +95,14 @@ class OutputFolder:
         self.checkpoint = Checkpoint(self.partial / "state")
         self._made: list[Path] = []
 
+    def check(self) -> None:
+        """Raise ``OutputError`` where an existing target forbids the run; writes nothing, and needs no identity."""
+        try:
+            self._check_target()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise OutputError(f"The output folder {self.path} cannot be read: {reason}; choose another.") from None
+
     def __enter__(self) -> Self:
         try:
             self._restore()

@@ -1,0 +1,82 @@
+"""Options of the command line as entries of a recipe, written as in a recipe file and checked by its records."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxfuse.errors import RecipeError
+
+if TYPE_CHECKING:
+    from fxfuse.recipe import Recipe
+
+
+def recipe_of(path: str | None, options: dict[str, Any]) -> "Recipe":
+    """The recipe in a file, or an empty one, with the options that were given put into it."""
+    from fxfuse.recipe import Recipe, load_recipe, resolve
+
+    entries = {} if path is None else load_recipe(path).model_dump(exclude_defaults=True)
+    if path is None and options["parents"] is None:
+        raise RecipeError("There is nothing to fuse: name a recipe, or parents by --parent and --weights.")
+    fit = {key: value for key, value in options["fit"].items() if value is not None}
+    options = {key: value for key, value in options.items() if value is not None and key != "fit"}
+    entries.update(options)
+    if fit:
+        entries["fit"] = {**entries.get("fit", {}), **fit}
+    return resolve(Recipe(**entries), Path.cwd())
+
+
+def parents_of(sources: list[str], weights: list[str], shares: list[float]) -> list[dict[str, Any]] | None:
+    """One entry per parent; weight files go to the parents in their order."""
+    if not sources:
+        if weights or shares:
+            raise RecipeError("--weights and --share belong to --parent: name the code of the parents too.")
+        return None
+    parents = [_parent(source) for source in sources]
+    if len(parents) == 1 and len(weights) > 1 and "weights" not in parents[0]:
+        parents = [dict(parents[0]) for _ in weights]
+    if weights:
+        if any("weights" in entry for entry in parents):
+            raise RecipeError("Weights must be given by --weights or by --parent SOURCE=FILE, not by both.")
+        if len(weights) != len(parents):
+            raise RecipeError(f"There must be one --weights per --parent. Got {len(weights)} for {len(parents)}.")
+        parents = [{**entry, "weights": file} for entry, file in zip(parents, weights, strict=True)]
+    if shares:
+        if len(shares) != len(parents):
+            raise RecipeError(f"There must be one --share per parent. Got {len(shares)} for {len(parents)}.")
+        parents = [{**entry, "share": share} for entry, share in zip(parents, shares, strict=True)]
+    return parents
+
+
+def _parent(text: str) -> dict[str, Any]:
+    """``net.py:build(width=3)=a.pt`` as source and weights; an equals sign in the call belongs to the call."""
+    found = re.fullmatch(r"(.+?(?:\(.*\))?)=([^()]+)", text, re.DOTALL)
+    return {"source": found[1], "weights": found[2]} if found else {"source": text}
+
+
+def data_of(text: str | None) -> Any:
+    """A source, or a mapping in YAML."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not a mapping in YAML: {text} ({error})") from None
+
+
+def target_of(text: str | None) -> Any:
+    """A factor on the widths, or a source."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def granularity_of(text: str) -> Any:
+    """``block``, ``layer``, a number, or a list of names."""
+    if text in ("block", "layer"):
+        return text
+    return int(text) if re.fullmatch(r"-?\d+", text) else [name for name in text.split(",") if name]
