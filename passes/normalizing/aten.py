@@ -326,10 +326,10 @@ TABLE: dict[str, Callable[[Arguments], Call | None]] = {
 
 _NAMES_ALIKE = words(
     "abs acos addmm all amax amin any argmax argmin asin atan baddbmm bitwise_and bitwise_not bitwise_or bmm ceil "
-    "clamp clamp_max clamp_min cos cumsum einsum erf exp exp2 expm1 flip floor gather ge gt index_select isfinite isinf "
-    "isnan le log log10 log1p log2 logical_and logical_not logical_or logsumexp lt maximum minimum movedim outer reciprocal "
-    "remainder roll round rsqrt select_scatter sign sin slice_scatter sqrt square squeeze stack std tril triu unbind "
-    "unsqueeze var where tile repeat_interleave narrow"
+    "clamp clamp_max clamp_min cos cumsum einsum erf exp exp2 expm1 flip floor gather ge gt index_select isfinite "
+    "isinf isnan le log log10 log1p log2 logical_and logical_not logical_or logsumexp lt maximum minimum movedim "
+    "outer reciprocal remainder roll round rsqrt select_scatter sign sin slice_scatter sqrt square squeeze stack "
+    "std tril triu unbind unsqueeze var where tile repeat_interleave narrow"
 )
 _FUNCTIONAL_ALIKE = words(
     "elu selu celu glu logsigmoid softsign hardshrink softshrink pixel_shuffle pixel_unshuffle normalize"

@@ -4,8 +4,8 @@ A traced reshape carries numbers that were true for one width. Align its input a
 the smallest groups of equal size (row-major order makes this unique); then, in each group,
 
 - one output dimension is the product of the group's input sizes: read them;
-- several output dimensions, all of them numbers (or the outer ones computed from the batch size): the outer ones stay (heads, groups, packed parts), the innermost is
-  what is left (the width of a head);
+- several output dimensions, all of them numbers (or the outer ones computed from the batch size): the outer ones
+  stay (heads, groups, packed parts), the innermost is what is left (the width of a head);
 - anything else stays as it is, and is reported if it holds numbers.
 
 One dimension per reshape may be ``-1``; it is the one that is most work to write otherwise.
