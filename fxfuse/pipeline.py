@@ -30,7 +30,7 @@ from fxfuse.passes.resize import resize, scaled_sizes
 from fxfuse.passes.rewrite import rewrite
 from fxfuse.passes.teacher import make_teacher
 from fxfuse.passes.trace import trace
-from fxfuse.passes.verify import compare
+from fxfuse.passes.verify import compare as compare_networks
 from fxfuse.presets import DEFAULT, Preset, find_method
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.recipe import FitSettings
@@ -88,6 +88,7 @@ def fuse(
     fit: FitSettings | None = None,
     head: Head = "probabilities",
     evaluation: Any = None,
+    compare: bool = True,
     example: Example | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -104,8 +105,9 @@ def fuse(
     architecture that comes out: the first parent's by default, another module of the same graph (its weights do not
     matter), or a factor by which all widths are multiplied. ``weights`` are the parents' shares, equal by default.
     ``head`` says what the output is fitted to: the mean of the parents' probabilities, of their logits, or labels.
-    ``evaluation`` is labelled data for the comparison in the result; nothing is fitted or chosen on it. ``example``
-    is needed only by a method without data. The same seed on the same machine gives the same bits.
+    ``evaluation`` is labelled data for the comparison in the result; nothing is fitted or chosen on it (without it the
+    comparison is on the calibration data; ``compare=False`` leaves it out). ``example`` is needed only by a method
+    without data. The same seed on the same machine gives the same bits.
 
     Returns the fused network as ``result.module`` and the account of how it came about. Raises subclasses of
     :class:`fxfuse.errors.FuseError` for anything that cannot work, before any long work where that is possible.
@@ -159,13 +161,13 @@ def fuse(
                 notes.append(_joint_note(joint))
     fused = fused.to("cpu").eval()
     scores: tuple[Score, ...] = ()
-    if judged is not None or samples is not None:
+    if compare and (judged is not None or samples is not None):
         with clock.stage("verify"):
             data = judged if judged is not None else samples
             assert data is not None
             if judged is None:
                 notes.append("no evaluation data was given: the comparison is on the calibration data")
-            scores = compare(
+            scores = compare_networks(
                 [parent.program for parent in pairs.parents], fused, data, weights=shares, device=where,
                 average=_plain_average(pairs, shares), progress=progress,
             )  # fmt: skip

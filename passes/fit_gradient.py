@@ -23,7 +23,7 @@ def fit_gradient(task: LevelTask, steps: int, lr: float, max_seconds: float | No
     parameters = [p for name, p in task.piece.named_parameters() if name in own and p.requires_grad]
     if not parameters or steps == 0:
         return False
-    optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
+    optimizer = adam(parameters, lr)
     generator = torch.Generator().manual_seed(seed * 1009 + task.level.index)
     chunks = [chunk for chunk in task.chunks if not chunk.held] or task.chunks
     best, best_error, waiting = _copy(parameters), task.error(), 0
@@ -49,6 +49,12 @@ def fit_gradient(task: LevelTask, steps: int, lr: float, max_seconds: float | No
         for parameter, value in zip(parameters, best, strict=True):
             parameter.copy_(value)
     return True
+
+
+def adam(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Adam:
+    """The optimiser of all gradient fits; one kernel per step where the parameters allow it."""
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=fused)
 
 
 def _copy(parameters: list[torch.nn.Parameter]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from fxfuse.device import autocast
 from fxfuse.passes.augment import Mixture, transform
+from fxfuse.passes.fit_gradient import adam
 from fxfuse.passes.fitting import FitPlan, Store
 from fxfuse.passes.observe import placed
 from fxfuse.passes.subgraph import capture
@@ -26,6 +27,9 @@ from fxfuse.types import Batch
 
 CHECKS = 10
 """How often the held-out objective is looked at."""
+BLOCK, ECHO = 2, 2
+"""So many batches are drawn at a time, and gone through so often (data echoing, Choi et al., 2019): the parents, who
+cost as much as the training itself, answer each of them once."""
 SAVE_SECONDS = 20.0
 KEY = "joint"
 
@@ -121,7 +125,8 @@ class _Run:
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
         held = min(max(1, round(plan.held * len(samples))), len(samples) - 1) if len(samples) > 1 else 0
         self.train = order[held:]
-        self.optimizer = torch.optim.Adam(parameters, lr=plan.lr, betas=(0.9, 0.99))
+        self.optimizer = adam(parameters, plan.lr)
+        self.block: list[tuple[tuple[Tensor, ...], list[Tensor]]] = []
         self.judges = self._judges(order[:held] if held else order)
         self.queue = self.train[:0]
         self.best = [p.detach().clone() for p in parameters]
@@ -159,7 +164,7 @@ class _Run:
         """All steps that are still to be done."""
         self._load()
         steps = self.plan.joint_steps
-        every = max(1, steps // CHECKS)
+        every = max(1, steps // CHECKS // (BLOCK * ECHO)) * BLOCK * ECHO
         start = saved = time.monotonic()
         with progress.start(steps, "fit all levels together") as bar:
             bar.advance(self.done)
@@ -174,7 +179,8 @@ class _Run:
                     now = time.monotonic()
                     if self.plan.max_seconds is not None and now - start > self.plan.max_seconds:
                         break
-                    if self.store is not None and now - saved > SAVE_SECONDS and self.done < steps:
+                    whole = self.done % (BLOCK * ECHO) == 0  # the block under way is not kept
+                    if self.store is not None and whole and now - saved > SAVE_SECONDS and self.done < steps:
                         self._save()
                         saved = now
         with torch.no_grad():
@@ -188,20 +194,27 @@ class _Run:
         rate = plan.lr * 0.5 * (1 + math.cos(math.pi * self.done / plan.joint_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if len(self.queue) < min(plan.batch_size, len(self.train)):
-            fresh = self.train[torch.randperm(len(self.train), generator=self.generator)]
-            self.queue = torch.cat([self.queue, fresh])
-        chunk, self.queue = self.queue[: plan.batch_size], self.queue[plan.batch_size :]
-        inputs, labels = self._batch(chunk)
-        mixture = None
-        if plan.transformations:
-            inputs, mixture = transform(inputs, plan.transformations, self.generator)
-        targets = self.objective.targets(inputs, labels, mixture)
+        if self.done % (BLOCK * ECHO) == 0:
+            self.block = [self._fresh() for _ in range(BLOCK)]
+        inputs, targets = self.block[self.done % BLOCK]
         inner, answer = self.objective.losses(inputs, targets)
         self.optimizer.zero_grad()
         (inner + answer).backward()  # type: ignore[no-untyped-call]  # torch's
         self.optimizer.step()
         self.done += 1
+
+    def _fresh(self) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """The next batch of samples, transformed, with the parents' targets for it."""
+        size = min(self.plan.batch_size, len(self.train))
+        if len(self.queue) < size:
+            again = self.train[torch.randperm(len(self.train), generator=self.generator)]
+            self.queue = torch.cat([self.queue, again])
+        chunk, self.queue = self.queue[:size], self.queue[size:]
+        inputs, labels = self._batch(chunk)
+        mixture = None
+        if self.plan.transformations:
+            inputs, mixture = transform(inputs, self.plan.transformations, self.generator)
+        return inputs, self.objective.targets(inputs, labels, mixture)
 
     # -------------------------------------------------------------------------------------------- resuming
 
