@@ -20,14 +20,14 @@ from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, tensor
 from fxfuse.types import Program
 
 
-class Mode(TorchDispatchMode):
+class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Attaches meanings to the outputs of every operator that runs while it is active.
 
     ``node`` is the graph node at work; ``opaque`` lists (operator, node, reason) without repetition.
     """
 
     def __init__(self, trace: Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.trace = trace
         self.node = ""
         self.opaque: dict[tuple[str, str], str] = {}

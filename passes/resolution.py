@@ -27,12 +27,12 @@ def tidy(dims: Sequence[Sequence[Factor]]) -> bool:
 def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
     for index, factor in enumerate(factors):
         root, rest = factor.var, factors[index + 1 :]
-        others = [*(f.var for f in factors[:index]), *(f.var for f in rest), *elsewhere]
+        others = [*leaves(factors[:index]), *leaves(rest), *elsewhere]
         if root.segments is not None and owned_by(rest, (root,)):
             if _tidy_families(root, rest):
                 return True
             pieces = (expand([Factor(s), *instances([rest], root, [s])[0]]) for s in root.segments)
-            return any(_tidy(piece, [*(f.var for f in factors[:index]), *elsewhere]) for piece in pieces)
+            return any(_tidy(piece, [*leaves(factors[:index]), *elsewhere]) for piece in pieces)
         if root.pinned:
             continue
         if root.segments is not None:

@@ -102,7 +102,7 @@ def einsum(call: Call) -> Dims:
     for k, letters in enumerate(inputs):
         for letter, dim in zip(letters, dims[k], strict=True):
             places.setdefault(letter, []).append((k, dim))
-    pairs = []
+    pairs: list[tuple[Dim, Dim]] = []
     for letter in sorted(places, key=lambda x: x not in output):
         real = [dim for _, dim in places[letter] if dim]
         pairs.extend((real[0], dim) for dim in real[1:])

@@ -168,7 +168,7 @@ def rule_for(function: Any) -> Rule | None:
     if found is None and name.endswith("_"):
         found = RULES.get(name[:-1])
     if found is None and torch.Tag.pointwise in function.tags:
-        found = RULES["aten::pointwise"]
+        found = RULES["fxfuse::pointwise"]
     return found
 
 

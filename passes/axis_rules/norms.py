@@ -62,11 +62,3 @@ def group_norm(call: Call) -> Dims | list[Dims]:
     if isinstance(call.result, tuple | list):
         return [x, *[[x[0], fresh(groups, pinned=True)] for _ in call.result[1:]]]
     return x
-
-
-@axis_rule("local_response_norm")
-def local_response_norm(call: Call) -> Dims:
-    """Over neighbouring channels: their order matters."""
-    x = call.dims(0)
-    pin(x[1])
-    return [fresh(size_of(dim), pinned=True) if i == 1 else dim for i, dim in enumerate(x)]

@@ -19,7 +19,8 @@ def broadcast(operands: list[Dims]) -> Dims:
 
 
 @axis_rule(
-    "pointwise", "alias", "detach", "clone", "contiguous", "to", "_to_copy", "type_as", "lift_fresh", "lift_fresh_copy",
+    "fxfuse::pointwise", "alias", "detach", "clone", "contiguous", "to", "_to_copy", "type_as", "lift_fresh",
+    "lift_fresh_copy",
     "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "positive", "lerp", "copy_", "copy", "float_power",
     "relu", "relu6", "rrelu", "gelu", "silu", "mish", "celu", "selu", "elu", "hardswish",
     "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "softplus", "leaky_relu", "log_sigmoid", "threshold",
@@ -91,7 +92,7 @@ def index_reduction(call: Call) -> Dims:
     return [([] if d in reduced else dims) for d, dims in enumerate(x) if keep or d not in reduced]
 
 
-@axis_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "_safe_softmax")
+@axis_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
 def symmetric(call: Call) -> Dims:
     """Normalised over a dimension whose elements are treated alike: permuting in permutes out."""
     x = call.dims(0)
@@ -101,7 +102,9 @@ def symmetric(call: Call) -> Dims:
     return x
 
 
-@axis_rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll", "fft_fft", "fft_ifft", "diff")
+@axis_rule(
+    "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll", "_fft_r2c", "_fft_c2r", "_fft_c2c", "diff"
+)
 def ordered(call: Call) -> Dims | list[Dims]:
     """The order of the elements of the named dimensions matters."""
     x = call.dims(0)

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from fxfuse.passes.algebra import (
     Dim,
     Dims,
@@ -23,7 +21,6 @@ from fxfuse.passes.algebra import (
 )
 from fxfuse.passes.algebra import Factor as _Factor
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions, positive
-from fxfuse.passes.axis_rules.pointwise import broadcast
 
 # ----------------------------------------------------------------------------------------- re-bracketing
 
@@ -34,7 +31,8 @@ def reshape_dims(x: Dims, shape: Sequence[int]) -> Dims:
     i = j = 0
     sizes = [size_of(dim) for dim in x]
     while i < len(x) or j < len(shape):
-        run, target = [], []
+        run: Dims = []
+        target: list[int] = []
         have = want = 1
         while True:
             if have == want and run and target:
@@ -70,7 +68,7 @@ def reshape_dims(x: Dims, shape: Sequence[int]) -> Dims:
 def reshape(call: Call) -> Dims:
     """Any row-major change of shape."""
     if call.result.dtype != call.args[0].dtype:
-        return _pinned(call.dims(0), call)
+        return pinned_out(call.dims(0), call)
     return reshape_dims(call.dims(0), call.shape())
 
 
@@ -125,15 +123,13 @@ def repeat(call: Call) -> Dims:
 def repeat_interleave(call: Call) -> Dims:
     """Each element several times in a row: a new inner factor, if all are repeated alike."""
     repeats, dim = call.argument(1, "repeats"), call.named("dim")
-    if not isinstance(repeats, int):
-        for d in call.dims(0):
-            pin(d)
-        return [fresh(n, pinned=True) for n in call.shape()]
     x = call.dims(0)
+    if not isinstance(repeats, int):
+        return pinned_out(x, call)
     if dim is None:
-        return [[*(f for d in x for f in d), *fresh(repeats)]]
+        return [[*(factor for factors in x for factor in factors), *fresh(repeats)]]
     d = positive(dim, len(x))
-    return [[*dim, *fresh(repeats)] if i == d else dim for i, dim in enumerate(x)]
+    return [[*factors, *fresh(repeats)] if i == d else factors for i, factors in enumerate(x)]
 
 
 # ------------------------------------------------------------------------------------------------ moving
@@ -155,7 +151,7 @@ def transpose(call: Call) -> Dims:
     return x
 
 
-@axis_rule("t", "mT", "adjoint", "mH", "numpy_T", "H", "t_copy")
+@axis_rule("t", "mT", "adjoint", "mH", "numpy_T", "matrix_H", "t_copy")
 def swap_last(call: Call) -> Dims:
     """A matrix, or a batch of them, turned over."""
     x = call.dims(0)
@@ -199,7 +195,7 @@ def slice_dims(x: Dims, d: int, start: int, stop: int) -> Dims:
         pin(x[d])
         return [fresh(stop - start, pinned=True) if i == d else dim for i, dim in enumerate(x)]
     if first.var.pinned and not any(owned_by(dim, (first.var,)) for dim in x):
-        piece, path = Var((stop - start) // inner, pinned=True), [first.var]
+        piece = Var((stop - start) // inner, pinned=True)
         others = [dim if i != d else rest for i, dim in enumerate(x)]
     else:
         piece, path = narrow(first.var, start // inner, stop // inner)
@@ -341,28 +337,6 @@ def pad(call: Call) -> Dims:
     return out
 
 
-@axis_rule("slice_scatter", "select_scatter")
-def scatter_slice(call: Call) -> Dims:
-    """A run of indices is overwritten: what is written means what stood there."""
-    x, source = call.dims(0), call.dims(1)
-    d = positive(call.named("dim", 0), len(x))
-    n = call.args[0].shape[d]
-    if call.function._schema.name == "aten::select_scatter":
-        index = call.args[3] % n
-        start, stop, step = index, index + 1, 1
-        source.insert(d, [])
-    else:
-        start, stop, step = slice(call.named("start"), call.named("end"), call.named("step", 1)).indices(n)
-    if step != 1:
-        pin(x[d])
-        pin(source[d])
-        x[d] = fresh(n, pinned=True)
-        source[d] = []
-    part = slice_dims([expand(dim) for dim in x], d, start, max(start, stop)) if step == 1 else x
-    unify_all(zip(part, source, strict=True))
-    return [expand(dim) for dim in x]
-
-
 @axis_rule("unfold")
 def unfold(call: Call) -> Dims:
     """Windows along one dimension."""
@@ -378,13 +352,24 @@ def unfold(call: Call) -> Dims:
 def im2col(call: Call) -> Dims:
     """Patches: channels x kernel positions, then locations."""
     x = call.dims(0)
-    kernel = call.args[1]
-    channel = len(x) - 3
     for dim in x[-2:]:
         pin(dim)
-    patch = [fresh(k, pinned=True) for k in kernel]
-    joined = [*x[channel], *patch[0], *patch[1]]
-    return [*x[:channel], joined, fresh(call.shape()[-1], pinned=True)]
+    down, across = (fresh(k, pinned=True) for k in call.args[1])
+    return [*x[:-3], [*x[-3], *down, *across], fresh(call.shape()[-1], pinned=True)]
+
+
+@axis_rule("col2im")
+def col2im(call: Call) -> Dims:
+    """Channels x kernel positions, then locations: back to rows and columns."""
+    x = call.dims(0)
+    rows, columns = call.args[2]
+    pin(x[-1])
+    pieces = regroup(x[-2], [size_of(x[-2]) // (rows * columns), rows, columns])
+    if pieces is None:
+        return pinned_out(x, call)
+    pin([*pieces[1], *pieces[2]])
+    free_of([*x[:-2], pieces[0]], [*pieces[1:], x[-1]])
+    return [*x[:-2], pieces[0], *(fresh(n, pinned=True) for n in call.shape()[-2:])]
 
 
 @axis_rule("pixel_shuffle")
@@ -394,7 +379,7 @@ def pixel_shuffle(call: Call) -> Dims:
     r = call.args[1]
     pieces = regroup(x[-3], [size_of(x[-3]) // (r * r), r, r])
     if pieces is None:
-        return _pinned(x, call)
+        return pinned_out(x, call)
     channels, down, across = pieces
     return [*x[:-3], channels, [*x[-2], *down], [*x[-1], *across]]
 
@@ -406,7 +391,7 @@ def pixel_unshuffle(call: Call) -> Dims:
     r = call.args[1]
     rows, columns = regroup(x[-2], [size_of(x[-2]) // r, r]), regroup(x[-1], [size_of(x[-1]) // r, r])
     if rows is None or columns is None:
-        return _pinned(x, call)
+        return pinned_out(x, call)
     return [*x[:-3], [*x[-3], *rows[1], *columns[1]], rows[0], columns[0]]
 
 
@@ -417,83 +402,12 @@ def channel_shuffle(call: Call) -> Dims:
     groups = call.args[1]
     pieces = regroup(x[1], [groups, size_of(x[1]) // groups])
     if pieces is None:
-        return _pinned(x, call)
+        return pinned_out(x, call)
     return [x[0], [*pieces[1], *pieces[0]], *x[2:]]
 
 
-def _pinned(x: Dims, call: Call) -> Dims:
+def pinned_out(x: Dims, call: Call) -> Dims:
+    """No permutation is followed through: pinned in, pinned out."""
     for dim in x:
         pin(dim)
     return [fresh(n, pinned=True) for n in call.shape()]
-
-
-# ---------------------------------------------------------------------------------------------- indexing
-
-
-@axis_rule("embedding")
-def embedding(call: Call) -> Dims:
-    """Rows of a table, chosen by position in the vocabulary."""
-    table, index = call.dims(0), call.dims(1)
-    pin(table[0])
-    return [*index, table[1]]
-
-
-@axis_rule("index")
-def index(call: Call) -> Dims:
-    """Indices replace the dimensions that they stand for."""
-    x = call.dims(0)
-    given = list(call.args[1])
-    used = [d for d, i in enumerate(given) if i is not None]
-    for d in used:
-        pin(x[d])
-    by = [i for i in given if isinstance(i, torch.Tensor)]
-    if any(i.dtype in (torch.bool, torch.uint8) for i in by):
-        for mask in by:
-            _pinned(call.of(mask), call)
-        return _pinned(x, call)
-    chosen = broadcast([call.of(i) for i in by])
-    adjacent = used == list(range(used[0], used[-1] + 1))
-    others = [(d, dim) for d, dim in enumerate(x) if d not in used]
-    at = sum(1 for d, _ in others if d < used[0]) if adjacent else 0
-    rest = [dim for _, dim in others]
-    return [*rest[:at], *chosen, *rest[at:]]
-
-
-@axis_rule("index_select")
-def index_select(call: Call) -> Dims:
-    """Some indices of one dimension."""
-    x = call.dims(0)
-    d = positive(call.args[1], len(x))
-    pin(x[d])
-    return [fresh(call.shape()[d], pinned=True) if i == d else dim for i, dim in enumerate(x)]
-
-
-@axis_rule("gather", "take_along_dim")
-def gather(call: Call) -> Dims:
-    """Index values name positions of one dimension; all others go along."""
-    x, by = call.dims(0), call.dims(2 if call.function._schema.name == "aten::gather" else 1)
-    d = positive(call.args[1] if call.function._schema.name == "aten::gather" else call.named("dim"), len(x))
-    pin(x[d])
-    free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
-    for i, (a, b) in enumerate(zip(x, by, strict=True)):
-        if i != d and size_of(a) != size_of(b):
-            pin(a)
-            pin(b)
-            x[i] = by[i] = fresh(call.shape()[i], pinned=True)
-    unify_all((a, b) for i, (a, b) in enumerate(zip(x, by, strict=True)) if i != d)
-    return [b if i == d else a for i, (a, b) in enumerate(zip(x, by, strict=True))]
-
-
-@axis_rule("one_hot")
-def one_hot(call: Call) -> Dims:
-    """A new dimension that stands for the values."""
-    return [*call.dims(0), fresh(call.shape()[-1], pinned=True)]
-
-
-@axis_rule("meshgrid")
-def meshgrid(call: Call) -> list[Dims]:
-    """Every operand repeated along the dimensions of the others."""
-    for t in call.tensors():
-        for dim in call.of(t):
-            pin(dim)
-    return [[fresh(n, pinned=True) for n in r.shape] for r in call.result]

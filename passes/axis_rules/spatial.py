@@ -9,18 +9,15 @@ _RANK = re.compile(r"(\d)d")
 
 
 @axis_rule(
-    *(
-        f"{kind}_pool{rank}d{suffix}"
-        for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "_adaptive_avg", "fractional_max", "lp")
-        for rank in (1, 2, 3)
-        for suffix in ("", "_with_indices")
-    ),
-    *(f"upsample_{mode}{rank}d" for mode in ("nearest", "linear", "_nearest_exact") for rank in (1, 2, 3)),
-    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_nearest_exact2d",
-    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact1d", "_upsample_nearest_exact3d",
-    "upsample_linear1d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
-    "replication_pad2d", "replication_pad3d", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d",
-    "max_pool2d_with_indices", "mkldnn_max_pool2d", "quantized_max_pool2d", "max_unpool2d",
+    *(f"{kind}_pool{rank}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for rank in (1, 2, 3)),
+    *(f"max_pool{rank}d_with_indices" for rank in (1, 2, 3)),
+    *(f"upsample_nearest{rank}d" for rank in (1, 2, 3)),
+    *(f"_upsample_nearest_exact{rank}d" for rank in (1, 2, 3)),
+    *(f"{kind}_pad{rank}d" for kind in ("reflection", "replication") for rank in (1, 2, 3)),
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "fractional_max_pool2d", "fractional_max_pool3d",
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d",
+    "mkldnn_max_pool2d", "quantized_max_pool2d", "max_unpool2d", "max_unpool3d",
 )  # fmt: skip
 def windows(call: Call) -> Dims | list[Dims]:
     """The spatial dimensions come out as new positions."""
@@ -32,7 +29,7 @@ def windows(call: Call) -> Dims | list[Dims]:
         pin(dim)
     for tensor in call.tensors()[1:]:
         other = call.of(tensor)
-        if name == "aten::max_unpool2d":  # indices of positions, channel by channel
+        if "max_unpool" in name:  # indices of positions, channel by channel
             unify_all(zip(x[: len(x) - rank], other[: len(x) - rank], strict=True))
             other = other[len(x) - rank :]
         for dim in other:

@@ -1,0 +1,144 @@
+"""Operators that pick or overwrite by index: a dimension that is indexed keeps its order, all others go along."""
+
+import torch
+
+from fxfuse.passes.algebra import Dims, expand, free_of, fresh, pin, size_of, unify_all
+from fxfuse.passes.axis_rules.core import Call, axis_rule, positive
+from fxfuse.passes.axis_rules.pointwise import broadcast
+from fxfuse.passes.axis_rules.shapes import pinned_out, slice_dims
+
+
+@axis_rule("slice_scatter", "select_scatter")
+def scatter_slice(call: Call) -> Dims:
+    """A run of indices is overwritten: what is written means what stood there."""
+    x, source = call.dims(0), call.dims(1)
+    d = positive(call.named("dim", 0), len(x))
+    n = call.args[0].shape[d]
+    if call.function._schema.name == "aten::select_scatter":
+        index = call.args[3] % n
+        start, stop, step = index, index + 1, 1
+        source.insert(d, [])
+    else:
+        start, stop, step = slice(call.named("start"), call.named("end"), call.named("step", 1)).indices(n)
+    if step != 1:
+        pin(x[d])
+        pin(source[d])
+        x[d] = fresh(n, pinned=True)
+        source[d] = []
+    part = slice_dims([expand(dim) for dim in x], d, start, max(start, stop)) if step == 1 else x
+    unify_all(zip(part, source, strict=True))
+    return [expand(dim) for dim in x]
+
+
+@axis_rule("embedding")
+def embedding(call: Call) -> Dims:
+    """Rows of a table, chosen by position in the vocabulary."""
+    table, index = call.dims(0), call.dims(1)
+    pin(table[0])
+    return [*index, table[1]]
+
+
+@axis_rule("index")
+def index(call: Call) -> Dims:
+    """Indices replace the dimensions that they stand for."""
+    x = call.dims(0)
+    given = list(call.args[1])
+    used = [d for d, i in enumerate(given) if i is not None]
+    for d in used:
+        pin(x[d])
+    by = [i for i in given if isinstance(i, torch.Tensor)]
+    if any(i.dtype in (torch.bool, torch.uint8) for i in by):
+        for mask in by:
+            pinned_out(call.of(mask), call)
+        return pinned_out(x, call)
+    chosen = broadcast([call.of(i) for i in by])
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    others = [(d, dim) for d, dim in enumerate(x) if d not in used]
+    at = sum(1 for d, _ in others if d < used[0]) if adjacent else 0
+    rest = [dim for _, dim in others]
+    return [*rest[:at], *chosen, *rest[at:]]
+
+
+@axis_rule("index_select")
+def index_select(call: Call) -> Dims:
+    """Some indices of one dimension."""
+    x = call.dims(0)
+    d = positive(call.args[1], len(x))
+    pin(x[d])
+    return [fresh(call.shape()[d], pinned=True) if i == d else dim for i, dim in enumerate(x)]
+
+
+@axis_rule("gather", "take_along_dim")
+def gather(call: Call) -> Dims:
+    """Index values name positions of one dimension; all others go along."""
+    x, by = call.dims(0), call.dims(2 if call.function._schema.name == "aten::gather" else 1)
+    d = positive(call.args[1] if call.function._schema.name == "aten::gather" else call.named("dim"), len(x))
+    pin(x[d])
+    free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
+    for i, (a, b) in enumerate(zip(x, by, strict=True)):
+        if i != d and size_of(a) != size_of(b):
+            pin(a)
+            pin(b)
+            x[i] = by[i] = fresh(call.shape()[i], pinned=True)
+    unify_all((a, b) for i, (a, b) in enumerate(zip(x, by, strict=True)) if i != d)
+    return [b if i == d else a for i, (a, b) in enumerate(zip(x, by, strict=True))]
+
+
+@axis_rule("one_hot")
+def one_hot(call: Call) -> Dims:
+    """A new dimension that stands for the values."""
+    return [*call.dims(0), fresh(call.shape()[-1], pinned=True)]
+
+
+@axis_rule("meshgrid")
+def meshgrid(call: Call) -> list[Dims]:
+    """Every operand repeated along the dimensions of the others."""
+    for t in call.tensors():
+        for dim in call.of(t):
+            pin(dim)
+    return [[fresh(n, pinned=True) for n in r.shape] for r in call.result]
+
+
+@axis_rule("index_put", "_unsafe_index_put")
+def index_put(call: Call) -> Dims:
+    """What is written means what ``index`` would read."""
+    x, values = call.dims(0), call.dims(2)
+    given = list(call.args[1])
+    by = [i for i in given if isinstance(i, torch.Tensor)]
+    used = [d for d, i in enumerate(given) if i is not None]
+    if any(i.dtype in (torch.bool, torch.uint8) for i in by) or used != list(range(used[0], used[-1] + 1)):
+        for tensor in (*by, call.args[2]):
+            for dim in call.of(tensor):
+                pin(dim)
+        return pinned_out(x, call)
+    chosen = broadcast([call.of(i) for i in by])
+    for dim in (*(x[d] for d in used), *chosen):
+        pin(dim)
+    x = [fresh(size_of(dim), pinned=True) if d in used else dim for d, dim in enumerate(x)]
+    target = [*x[: used[0]], *chosen, *x[used[-1] + 1 :]]
+    unify_all(zip(target[::-1], values[::-1], strict=False))
+    return [expand(dim) for dim in x]
+
+
+@axis_rule(
+    "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "index_reduce",
+)  # fmt: skip
+def scatter(call: Call) -> Dims:
+    """One dimension is written by index; along the others source, index and target agree where they are as long."""
+    x = call.dims(0)
+    d = positive(call.args[1], len(x))
+    pin(x[d])
+    x[d] = fresh(size_of(x[d]), pinned=True)
+    for tensor in call.tensors()[1:]:
+        other = call.of(tensor)
+        if len(other) != len(x):  # a list of indices, or one number
+            for dim in other:
+                pin(dim)
+            continue
+        for i, (a, b) in enumerate(zip(x, other, strict=True)):
+            if i == d or size_of(a) != size_of(b):
+                pin(b)
+                if i != d:
+                    pin(a)
+        unify_all((a, b) for i, (a, b) in enumerate(zip(x, other, strict=True)) if size_of(a) == size_of(b) and i != d)
+    return [expand(dim) for dim in x]

@@ -1,0 +1,150 @@
+"""Every entry of the operator table: permuting all spaces changes nothing, and no space is missing."""
+
+import ast
+from pathlib import Path
+
+import axis_cases
+import axis_token_cases
+import pytest
+import torch
+from axis_nets import Net, Net2, check, found, program, tensor
+from torch import nn
+
+from fxfuse.layouts import spaces_in
+from fxfuse.passes.axes import axes
+from fxfuse.passes.axis_law import permutation_error
+from fxfuse.passes.axis_rules import RULES, Call, axis_rule
+from fxfuse.passes.axis_rules.core import Outputs
+from fxfuse.types import Axes, Program
+
+CASES = {**axis_cases.CASES, **axis_token_cases.CASES}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_permuting_every_space_changes_nothing_and_no_space_is_missing(name: str) -> None:
+    expected, make, x = CASES[name]
+    result = check(make(), x)
+    assert found(result) == expected
+    assert not result.opaque
+
+
+@pytest.mark.parametrize("name", ["l2 residual", "conv bn", "qkv 3hd", "grouped", "lstm bi 2", "glu"])
+def test_the_law_is_not_empty(name: str) -> None:
+    """Leaving one tensor as it was must show: otherwise the law would hold for any rule."""
+    _, make, x = CASES[name]
+    p = program(make(), x)
+    result = axes(p)
+    for key, value in p.module.state_dict().items():
+        if value.is_floating_point() and _moves(result, key):
+            worst = max(permutation_error(p, result, seed, keep=frozenset({key})) for seed in range(3))
+            assert worst > 1e-6, key
+
+
+def _moves(result: Axes, key: str) -> bool:
+    return any(spaces_in(layout) for layout in result.state[key].dims)
+
+
+def test_two_inputs_and_cross_attention() -> None:
+    net = Net2(
+        lambda n, x, y: n.b(n.m(n.a(x), n.c(y), n.c(y), need_weights=False)[0]),
+        a=nn.Linear(5, 8), c=nn.Linear(4, 8), m=nn.MultiheadAttention(8, 2, batch_first=True), b=nn.Linear(8, 3),
+    )  # fmt: skip
+    assert found(check(net, tensor(6, 5), tensor(7, 4))) == "8 2 2*4 2*4 8"  # one packed weight reads both
+
+
+def test_a_state_that_an_encoder_computes_ties_its_neurons_to_the_units() -> None:
+    """A linear layer without a bias: nothing has touched its neurons when they become the initial state."""
+    net = Net(
+        lambda n, x: n.d(n.l(x, n.e(x[:, 0]).unsqueeze(0))[0]),
+        l=nn.GRU(5, 6, batch_first=True), e=nn.Linear(5, 6, bias=False), d=nn.Linear(6, 3),
+    )  # fmt: skip
+    assert found(check(net, tensor(4, 5))) == "6"
+
+
+def test_the_rows_of_the_table_are_operators_or_named_so() -> None:
+    """A misspelt name would never be looked up."""
+    unknown = []
+    for name in RULES:
+        space, operator = name.split("::")
+        if space == "aten" and not hasattr(torch.ops.aten, operator) and not hasattr(torch.ops.aten, operator + "_"):
+            unknown.append(operator)
+    assert not unknown
+
+
+def test_a_rule_of_ones_own_frees_what_an_unknown_operator_pins() -> None:
+    @torch.library.custom_op("fxfuse_test::double", mutates_args=())
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @double.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    net = Net(
+        lambda n, x: n.b(torch.ops.fxfuse_test.double(n.a(x))) + n.d(n.c(x)),
+        a=nn.Linear(5, 8), b=nn.Linear(8, 3), c=nn.Linear(5, 6), d=nn.Linear(6, 3),
+    )  # fmt: skip
+    p = program(net, tensor(5))
+    node = next(n for n in p.module.graph.nodes if "double" in n.name)
+    node.meta["where"] = "net.py:12 `y = double(x)`"
+    before = axes(p)
+    assert found(before) == "6"  # the other branch is not touched
+    (opaque,) = before.opaque
+    assert (opaque.operator, opaque.node) == ("fxfuse_test.double", node.name)
+    assert opaque.where == "net.py:12 `y = double(x)`"
+    assert opaque.reason == "it has no axis rule"
+    assert permutation_error(p, before) < 1e-10
+
+    @axis_rule("fxfuse_test::double")
+    def rule(call: Call) -> Outputs:
+        return call.dims(0)
+
+    try:
+        after = axes(p)
+        assert found(after) == "8 6"
+        assert not after.opaque
+        assert permutation_error(p, after) < 1e-10
+    finally:
+        del RULES["fxfuse_test::double"]
+
+
+def test_an_operator_that_cannot_run_without_data_is_opaque_once() -> None:
+    @torch.library.custom_op("fxfuse_test::no_fake", mutates_args=())
+    def no_fake(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    net = Net(lambda n, x: n.b(torch.ops.fxfuse_test.no_fake(n.a(x))), a=nn.Linear(5, 8), b=nn.Linear(8, 3))
+    p = program(net, tensor(5))
+    result = axes(p)
+    assert [o.operator for o in result.opaque] == ["fxfuse_test.no_fake"]
+    assert found(result) == ""
+    assert permutation_error(p, result) < 1e-10
+
+
+def test_code_that_needs_data_is_opaque_in_words() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum().item() > 1e9 else x * 1.5
+
+    class Leafy(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
+            return isinstance(m, Asks) or super().is_leaf_module(m, qualified_name)
+
+    net = nn.Sequential(nn.Linear(5, 8), Asks(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    p = Program("net", torch.fx.GraphModule(net, Leafy().trace(net)), (tensor(5),), "fx")
+    result = axes(p)
+    assert found(result) == "6"
+    assert result.opaque[0].reason.startswith("it cannot be followed without data: ")
+    assert permutation_error(p, result) < 1e-10
+
+
+def test_the_page_about_axes_runs() -> None:
+    """The code blocks of docs/axes.md, in order, in one namespace."""
+    text = (Path(__file__).parent.parent / "docs" / "axes.md").read_text()
+    code = "\n".join(block.split("```")[0] for block in text.split("```python\n")[1:])
+    ast.parse(code)
+    names: dict[str, object] = {}
+    try:
+        exec(compile(code, "docs/axes.md", "exec"), names)
+    finally:
+        RULES.pop("mylib::mirror", None)
