@@ -216,11 +216,11 @@ def _check_data(
     for samples, what, most in ((calibration, "calibration data", None), (evaluation, "evaluation data", CHECKED)):
         if samples is None:
             continue
-        check(Unlabelled(samples), what=what, at_most=2)
+        check(_unlabelled(samples), what=what, at_most=2)
         for parent in parents:
             found = _classes(parent, samples)
             classes = found if recipe.submodule is None else None
-        check(samples if _class_indices(samples) else Unlabelled(samples), classes, what=what, at_most=most)
+        check(samples if _class_indices(samples) else _unlabelled(samples), classes, what=what, at_most=most)
     if recipe.head == "labels" and calibration is not None and not calibration.labelled:
         raise DataError(
             f"The head is to be fitted to labels, but the calibration data ({calibration.description}) has none: "
@@ -244,6 +244,10 @@ def _classes(parent: LoadedParent, samples: Samples) -> int | None:
         return None
     axis = class_axis(outputs[0].shape, labels.shape)
     return None if axis is None else max(2, outputs[0].shape[axis])
+
+
+def _unlabelled(samples: Samples) -> Samples:
+    return Unlabelled(samples) if samples.labelled else samples
 
 
 def _class_indices(samples: Samples) -> bool:

@@ -112,10 +112,10 @@ def _differs(reference: Analysis, a: fx.Node | None, parent: Analysis, b: fx.Nod
         if node is None:
             return f"{analysis.program.name} ends"
         level = _level_of(analysis.partition.levels, node.name)
-        what = node.target
+        what = getattr(node.target, "__name__", node.target)
         if node.op == "call_module":
             what = f"{analysis.program.module.get_submodule(str(node.target))}"
-        return f"{analysis.program.name} has {what} at {node.target} (level {level})"
+        return f"{analysis.program.name} has {what} at {node.name} (level {level})"
 
     return MismatchError(
         f"the graphs of {reference.program.name} and {parent.program.name} differ: {place(reference, a)}, "
