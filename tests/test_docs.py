@@ -13,6 +13,9 @@ from pydantic_core import PydanticUndefined
 import fxfuse
 from fxfuse import errors
 from fxfuse.cli import app
+from fxfuse.passes import calibrate
+from fxfuse.passes.fit_linear import RIDGES
+from fxfuse.passes.fitting import FitPlan
 from fxfuse.passes.importance import IMPORTANCES
 from fxfuse.passes.normalize import PASSES
 from fxfuse.passes.solvers import SOLVERS
@@ -134,10 +137,10 @@ def test_every_option_of_every_command_is_documented() -> None:
 
 def test_every_method_solver_and_importance_is_documented() -> None:
     group = (DOCS / "group.md").read_text(encoding="utf-8")
-    calibrate = (DOCS / "calibrate.md").read_text(encoding="utf-8")
+    scores = (DOCS / "calibrate.md").read_text(encoding="utf-8")
     assert {m for m in fxfuse.METHODS if f"`{m}`" not in group} == set()
     assert {s for s in SOLVERS if f"| `{s}` |" not in group} == set()
-    assert {i for i in IMPORTANCES if f"| `{i}` |" not in calibrate} == set()
+    assert {i for i in IMPORTANCES if f"| `{i}` |" not in scores} == set()
 
 
 def test_every_public_name_is_documented() -> None:
@@ -154,3 +157,35 @@ def test_every_pass_of_normalisation_is_documented() -> None:
         "zero initial states dropped",
     )
     assert {name for name, _ in PASSES if f"| {name} |" not in text} <= set(again)
+
+
+def test_the_signature_of_fuse_is_documented() -> None:
+    page = DOCS / "api.md"
+    parameters = inspect.signature(fxfuse.fuse).parameters
+    tabled = {name for row in rows(section(page, "fuse")) for name in re.findall(r"`(\w+)`", row[0])}
+    assert tabled == set(parameters)
+    written = " ".join(
+        re.findall(r"`fuse\((.*?)\) -> FuseResult`", page.read_text(encoding="utf-8"), re.DOTALL)[0].split()
+    )
+    defaults = [n if p.default is p.empty else f"{n}={p.default!r}" for n, p in parameters.items()]
+    assert written.replace('"', "'") == ", ".join([defaults[0], "*", *defaults[1:]])
+
+
+@pytest.mark.parametrize(
+    ("page", "figure", "phrase"),
+    [
+        ("calibrate", calibrate.IMPORTANCE_SAMPLES, "At most {} samples, evenly spread"),
+        ("decisions", calibrate.IMPORTANCE_SAMPLES, "over at most {} samples"),
+        ("calibrate", calibrate.ROWS_PER_SAMPLE, "At most {} positions per sample"),
+        ("calibrate", calibrate.SCALE_SAMPLES, "read off the first {} samples"),
+        ("fit", FitPlan().steps, "{} steps by default. The held-out error"),
+        ("fit", FitPlan().joint_steps, "{} steps by default. A batch is drawn"),
+        ("fit", FitPlan().lr, "learning rate {} falling"),
+        ("fit", FitPlan().batch_size, "({} samples by default)"),
+        ("fit", FitPlan().budget // 2**20, "memory budget ({} MiB)"),
+        ("fit", ", ".join(map(str, RIDGES[:3])), "`r` is {} or 1 times"),
+    ],
+)
+def test_figures_in_the_text_are_those_of_the_code(page: str, figure: object, phrase: str) -> None:
+    text = " ".join((DOCS / f"{page}.md").read_text(encoding="utf-8").split())
+    assert phrase.format(figure) in text, f"{page}.md should say: {phrase.format(figure)}"
