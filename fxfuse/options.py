@@ -42,7 +42,7 @@ def parents_of(sources: list[str], weights: list[str], shares: list[float]) -> l
         parents = [{**entry, "weights": file} for entry, file in zip(parents, weights, strict=True)]
     if shares:
         if len(shares) != len(parents):
-            raise RecipeError(f"There must be one --share per parent. Got {len(shares)} for {len(parents)}.")
+            raise RecipeError(f"There must be one --share per --parent. Got {len(shares)} for {len(parents)}.")
         parents = [{**entry, "share": share} for entry, share in zip(parents, shares, strict=True)]
     return parents
 

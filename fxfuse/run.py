@@ -25,6 +25,7 @@ from fxfuse.data import Unlabelled, check, input_names, samples_from
 from fxfuse.device import pick_device
 from fxfuse.errors import DataError, FuseError, MethodError, OutputError, RecipeError
 from fxfuse.export import OnnxReport, load_result, to_onnx, to_pt2, to_safetensors
+from fxfuse.inputs import Example, guess
 from fxfuse.output import OutputFolder, write_atomically
 from fxfuse.passes.binding import bind
 from fxfuse.passes.checking import outputs_at
@@ -58,19 +59,16 @@ class RunOutcome:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """All that a run reads. ``files`` maps what the fused weights depend on to its hash, ``others`` the rest."""
+    """All that a run reads. ``example`` shows what the parents take; ``files`` maps what the fused weights depend on
+    to its hash, ``others`` the rest."""
 
     parents: tuple[LoadedParent, ...]
     target: nn.Module | float | None
     calibration: Samples | None
     evaluation: Samples | None
+    example: Example
     files: Mapping[str, str]
     others: Mapping[str, str]
-
-    @property
-    def samples(self) -> Samples | None:
-        """Data that shows what the parents take."""
-        return self.calibration if self.calibration is not None else self.evaluation
 
 
 def run(
@@ -105,6 +103,7 @@ def run(
             fit=recipe.fit,
             head=recipe.head,
             evaluation=inputs.evaluation,
+            example=inputs.example,
             device=str(device),
             seed=recipe.seed,
             leaves=recipe.leaves,
@@ -205,7 +204,8 @@ def _load(recipe: Recipe, progress: Progress) -> _Inputs:
         others = {} if recipe.evaluation is None else _hashes(recipe.evaluation)
     width = None if recipe.target is None else recipe.target.width
     target = made.module if made is not None else width
-    return _Inputs(parents, target, calibration, evaluation, files, others)
+    example = _example(parents[0], calibration if calibration is not None else evaluation, progress)
+    return _Inputs(parents, target, calibration, evaluation, example, files, others)
 
 
 def _check_data(
@@ -258,13 +258,11 @@ def _class_indices(samples: Samples) -> bool:
 
 def _check_onnx(recipe: Recipe, inputs: _Inputs, progress: Progress) -> None:
     """Write a parent's graph, which the fused network will have up to widths, as ONNX and throw it away."""
-    if inputs.samples is None:
-        return
     module = inputs.target if isinstance(inputs.target, nn.Module) else inputs.parents[0].module
     with progress.start(None, "check that there is an ONNX form"), tempfile.TemporaryDirectory() as folder:
         program = analyse(
             module,
-            _example(inputs.samples),
+            inputs.example,
             name=inputs.parents[0].name,
             granularity=recipe.granularity,
             leaves=recipe.leaves,
@@ -274,9 +272,13 @@ def _check_onnx(recipe: Recipe, inputs: _Inputs, progress: Progress) -> None:
         to_onnx(program.module, program.example, Path(folder) / ONNX)
 
 
-def _example(samples: Samples, count: int = 2) -> tuple[Tensor, ...] | dict[str, Tensor]:
-    """The first few inputs, by name where the data has names."""
-    inputs, _ = samples.take(torch.arange(min(count, len(samples))))
+def _example(parent: LoadedParent, samples: Samples | None, progress: Progress) -> Example:
+    """A few inputs, by name where the data has names; without data a guess, which is said."""
+    if samples is None:
+        tensor, stated = guess(parent.module, f"parent {parent.name!r}")
+        progress.note(f"no data given: the parents are traced with the guessed input {stated}")
+        return (tensor,)
+    inputs, _ = samples.take(torch.arange(min(3, len(samples))))
     names = input_names(samples)
     return inputs if names is None else dict(zip(names, inputs, strict=True))
 

@@ -7,9 +7,12 @@ gradients or autocast are inlined, and the output has its structure again. Respe
 back are graph passes of normalisation, shared with the other front end.
 """
 
+import contextlib
+import io
+import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +66,25 @@ def export_trace(module: nn.Module, bound: Bound) -> CanonicalModule:
     return result
 
 
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without torch.export's remarks about its own internals, on which the user cannot act: what it raises says it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _export(module: nn.Module, bound: Bound) -> ExportedProgram:
     example = at_batch(bound.tensors, LANES[0])
     batched = [x.dim() > 0 and x.shape[0] == LANES[0] and y.shape[0] == bound.tensors[0].shape[0]
                for x, y in zip(example, bound.tensors, strict=True)]  # fmt: skip
     shapes = tuple({0: Dim.AUTO} if b else None for b in batched)
-    with torch.no_grad(), plain_attention(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the user cannot act on torch.export's remarks about its own internals
+    with torch.no_grad(), plain_attention(), _hushed():
         program = torch.export.export(_Call(module, bound), example, dynamic_shapes={"tensors": shapes}, strict=False)
     inputs = [s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from fxfuse.errors import RecipeError
+from fxfuse.options import data_of, granularity_of, parents_of, recipe_of, target_of
+
+NONE: dict[str, object] = {"fit": {}, "parents": None}
+
+
+def test_weights_go_to_the_parents_in_order() -> None:
+    wanted = [{"source": "m:f", "weights": "a.pt"}, {"source": "m:g", "weights": "b.pt"}]
+    assert parents_of(["m:f", "m:g"], ["a.pt", "b.pt"], []) == wanted
+    assert parents_of(["m:f=a.pt", "m:g=b.pt"], [], []) == wanted
+    assert parents_of(["m:f"], ["a.pt", "b.pt"], [2, 1]) == [
+        {"source": "m:f", "weights": "a.pt", "share": 2},
+        {"source": "m:f", "weights": "b.pt", "share": 1},
+    ]
+    assert parents_of([], [], []) is None
+
+
+def test_an_equals_sign_in_a_call_belongs_to_the_call() -> None:
+    assert parents_of(["n.py:f(width=3)"], [], []) == [{"source": "n.py:f(width=3)"}]
+    assert parents_of(["n.py:f(width=3, b='x')=a.pt"], [], []) == [
+        {"source": "n.py:f(width=3, b='x')", "weights": "a.pt"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["m:f", "m:g"], ["a.pt"], []), "one --weights per --parent. Got 1 for 2"),
+        ((["m:f=a.pt"], ["b.pt"], []), "not by both"),
+        ((["m:f"], [], [1, 2]), "one --share per --parent"),
+        (([], ["a.pt"], []), "belong to --parent"),
+    ],
+)
+def test_parents_and_weights_must_agree(arguments: tuple[list[str], list[str], list[float]], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parents_of(*arguments)
+
+
+def test_words_become_values() -> None:
+    assert data_of("images") == "images"
+    assert data_of("{source: images, limit: 4}") == {"source": "images", "limit": 4}
+    assert target_of("0.5") == 0.5
+    assert target_of("m:f") == "m:f"
+    assert [granularity_of(text) for text in ("layer", "7", "a,b")] == ["layer", 7, ["a", "b"]]
+    with pytest.raises(RecipeError, match="not a mapping in YAML"):
+        data_of("{source: [")
+
+
+def test_options_win_over_the_file_and_keep_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "r.yaml"
+    file.write_text("parents: [{source: net.py:f, weights: a.pt}]\nseed: 4\nfit: {steps: 9, lr: 0.1}\nonnx: true\n")
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of(str(file), {**NONE, "fit": {"steps": 2, "lr": None}, "output": "out", "onnx": False})
+    assert (recipe.seed, recipe.fit.steps, recipe.fit.lr, recipe.onnx) == (4, 2, 0.1, False)
+    assert recipe.parents[0].weights == str(tmp_path / "sub" / "a.pt")  # the file's folder
+    assert recipe.output == str(tmp_path / "out")  # the working folder
