@@ -458,9 +458,10 @@ def _owned_once(root: Var, present: list[Var]) -> bool:
 
 def free_of(kept: Iterable[Iterable[Factor]], mixed: Iterable[Iterable[Factor]]) -> None:
     """Disown what stands in ``kept`` and is owned by a variable of ``mixed``: an operator that combines different
-    indices of the owner needs all its orderings to be one."""
+    indices of the owner needs all its orderings to be one. What nobody owns yet shall have no owner later."""
     owners = {factor.var for dim in mixed for factor in expand(dim)}
-    for dim in kept:
+    for dim in kept if owners else ():
+        settle([dim])
         for var in owned_by(dim, owners):
             disown(var)
 
@@ -497,8 +498,8 @@ def _depth(dim: Dim) -> int:
 
 
 def settle(dims: Iterable[Iterable[Factor]]) -> None:
-    """Variables of a computed value that nobody owns stay so."""
+    """Variables that nobody owns stay so."""
     for dim in dims:
-        for factor in expand(dim):
-            if isinstance(factor.var.outer, Unset):
-                factor.var.outer = None
+        for var in inside(dim):
+            if isinstance(var.outer, Unset):
+                var.outer = None

@@ -176,7 +176,7 @@ def _attention(b: Builder, i: int, s: list[int]) -> None:
         )
     elif len(s) == 3:
         b.add(f"gram {i}", lambda n, p: p[i + 1] @ p[i + 1].transpose(1, 2), [s[0], s[1], s[1]])
-    elif s[1] < 13:
+    elif len(s) == 2 and s[1] < 13:
         b.add(f"outer {i}", lambda n, p: torch.einsum("bi,bj->bij", p[i + 1], p[i + 1].cos()), [s[0], s[1], s[1]])
 
 

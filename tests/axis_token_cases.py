@@ -34,8 +34,8 @@ def attn3hd(n, h):
 def attnhd3(n, h):
     q = n.q(h).reshape(-1, 6, 2, 12)
     q, k, v = q.split(4, -1)
-    f = lambda t: t.transpose(1, 2)
-    return n.o(F.scaled_dot_product_attention(f(q), f(k), f(v)).transpose(1, 2).reshape(-1, 6, 8))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return n.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 6, 8))
 
 
 def attnroll(n, h):
@@ -73,8 +73,8 @@ def gqa(kind):
         if kind == "ri":
             y = F.scaled_dot_product_attention(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))
         if kind == "ex":
-            e = lambda t: t[:, :, None].expand(-1, 2, 2, 6, 4).reshape(-1, 4, 6, 4)
-            y = F.scaled_dot_product_attention(q, e(k), e(v))
+            k, v = (t[:, :, None].expand(-1, 2, 2, 6, 4).reshape(-1, 4, 6, 4) for t in (k, v))
+            y = F.scaled_dot_product_attention(q, k, v)
         return n.o(y.transpose(1, 2).reshape(-1, 6, 16))
 
     return f
@@ -333,3 +333,37 @@ tokens(
     q=L(8, 24),
     o=L(8, 8),
 )
+
+
+def per_head(n: Net, h: Tensor, weight: Tensor) -> Tensor:
+    """A weight of its own for every head: ``q[h, i] W[h, i, j]``."""
+    q = n.q(h).view(-1, 6, 2, 4).transpose(1, 2)
+    return n.o((q @ weight).transpose(1, 2).flatten(2))
+
+
+tokens("weight per head", "2 2*4 2*4 8 8", lambda n, h: per_head(n, h, n.w), q=L(8, 8), o=L(8, 8), w=(2, 4, 4))
+tokens(
+    "weight per head, softmax over heads",
+    "2 4 4 8 8",
+    lambda n, h: per_head(n, h, n.w.softmax(0)),
+    q=L(8, 8),
+    o=L(8, 8),
+    w=(2, 4, 4),
+)
+tokens(
+    "weight per head and the products of heads",
+    "2 4 4 8 8",
+    lambda n, h: per_head(n, h, n.w) * torch.einsum("hrx,krx->hk", n.w, n.w).square().sum(),
+    q=L(8, 8),
+    o=L(8, 8),
+    w=(2, 4, 4),
+)
+
+
+def experts(n: Net, h: Tensor) -> Tensor:
+    """Every expert has hidden neurons of its own."""
+    hidden = torch.einsum("btd,edi->btei", h, n.u).relu()
+    return (torch.einsum("btei,eid->bted", hidden, n.w) * n.g(h).softmax(-1).unsqueeze(-1)).sum(2)
+
+
+tokens("mixture of experts", "3 8 3*5 8", experts, u=(3, 8, 5), w=(3, 5, 8), g=L(8, 3))

@@ -5,6 +5,7 @@ come out as they went in. Convolution is the same over channels, group by group;
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,7 @@ from fxfuse.passes.algebra import (
     owner,
     pin,
     regroup,
+    settle,
     size_of,
     unify,
     unify_all,
@@ -60,6 +62,10 @@ def matmul(call: Call) -> Dims:
 
 def _matmul(call: Call, left: Tensor, right: Tensor) -> Dims:
     a, b = call.of(left), call.of(right)
+    for tensor, dims in ((left, a), (right, b)):
+        if call.meaning(tensor).stored and len(dims) > 2:  # a matrix for every index of what stands before
+            own(dims[-2], dims[-3])
+            own(dims[-1], dims[-3])
     row = a[-2:-1] if len(a) > 1 else []
     column = b[-1:] if len(b) > 1 else []
     k_a, k_b = a[-1], b[-2] if len(b) > 1 else b[-1]
@@ -112,6 +118,11 @@ def einsum(call: Call) -> Dims:
             if letters.count(letter) > 1:
                 for _, dim in places[letter]:
                     pin(dim)
+    for tensor, letters, operand in zip(tensors, inputs, dims, strict=True):
+        if call.meaning(tensor).stored:
+            kept = [dim for letter, dim in zip(letters, operand, strict=True) if letter in output]
+            for outer_dim, inner_dim in pairwise(kept):
+                own(inner_dim, outer_dim)
     _einsum_owners(places, inputs)
     for letter, found in places.items():
         if letter not in output and len(found) > 1:
@@ -126,6 +137,7 @@ def einsum(call: Call) -> Dims:
 def _einsum_owners(places: dict[str, list[tuple[int, Dim]]], inputs: list[str]) -> None:
     """What an owner owns may be ordered apart only if every operand that holds it holds the owner at one letter."""
     for found in places.values():
+        settle(dim for _, dim in found[:1] if len(found) > 1)
         mine = inside(found[0][1])
         for var in mine:
             outer_var = owner(var)

@@ -36,6 +36,7 @@ from fxfuse.passes.algebra import (
     inside,
     owner,
     pin,
+    settle,
     unify_all,
 )
 
@@ -125,7 +126,9 @@ class Call:
 
 
 def disown_but(dim: Dim, owners: Container[Var]) -> None:
-    """Disown the variables of a dimension whose owner is neither in the dimension itself nor among ``owners``."""
+    """Disown the variables of a dimension whose owner is neither in the dimension itself nor among ``owners``; what
+    nobody owns yet shall have no owner later."""
+    settle([dim])
     mine = inside(dim)
     for var in mine:
         outer = owner(var)
