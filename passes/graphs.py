@@ -15,6 +15,8 @@ WHERE = "where"
 """Key in ``node.meta``: the user's own source line, ``"swin.py:142"``."""
 SCOPE = "scope"
 """Key in ``node.meta``: dotted path of the user's module that was running when the node was made."""
+CLASSES = "classes"
+"""Key in the module's ``meta``: the class, ``"package.file.Name"``, of the user's module at each dotted path."""
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -73,6 +75,9 @@ def assemble(root: nn.Module, graph: fx.Graph) -> CanonicalModule:
             install(bones, str(node.target), attribute(root, str(node.target)))
     result = CanonicalModule(bones, graph, "CanonicalModule")
     graft(result, bones)
+    result.meta[CLASSES] = {
+        path: f"{type(m).__module__}.{type(m).__qualname__}" for path, m in root.named_modules(remove_duplicate=False)
+    }
     return result
 
 

@@ -1,0 +1,271 @@
+"""Where a program may be cut: the values at which levels end.
+
+A *cut* is a value that no edge jumps over in topological order: everything before it reaches what comes after through
+it alone. One sweep finds all of them. Between two cuts lies a *segment*; segments are gathered so that each level holds
+one segment with weights and the per-neuron tail behind it (norm, activation), while pooling and flattening open the
+next one. A segment that is too deep to be one block (densely connected ones, say) is cut after every weight operator
+instead. Each function here takes a :class:`View` and returns nodes in topological order.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fxfuse.errors import GraphError, nearest
+from fxfuse.passes.shapes import value_shapes
+from fxfuse.passes.subgraph import needed_nodes, output_nodes, parameters_of
+from fxfuse.types import Program
+
+DEEP = 6
+"""A segment with more weight operators than this on one path is cut after each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The data-carrying part of a graph: its nodes in order, which of them hold weights, and what feeds what."""
+
+    nodes: list[fx.Node]
+    index: dict[fx.Node, int]
+    inputs: dict[fx.Node, list[fx.Node]]
+    users: dict[fx.Node, list[fx.Node]]
+    weights: dict[fx.Node, list[str]]
+    parameters: dict[fx.Node, list[str]]
+    shapes: dict[str, tuple[int, ...] | None]
+    outputs: list[fx.Node]
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether a node yields one tensor."""
+        return self.shapes.get(node.name) is not None
+
+    def is_weighted(self, node: fx.Node) -> bool:
+        """Whether a node multiplies by parameters."""
+        return bool(self.weights.get(node))
+
+
+def make_view(program: Program) -> View:
+    """The data-carrying part of a program. Raises ``GraphError`` if no output depends on the inputs."""
+    graph, module = program.module.graph, program.module
+    shapes = value_shapes(program)
+    live = needed_nodes(output_nodes(graph), set())
+    data: dict[fx.Node, bool] = {}
+    held: dict[fx.Node, list[str]] = {}
+    weights: dict[fx.Node, list[str]] = {}
+    for node in graph.nodes:
+        if node.op == "output" or node not in live:
+            continue
+        own = parameters_of(module, node)
+        feeding = [n for n in node.all_input_nodes if n in data]
+        data[node] = node.op == "placeholder" or any(data[n] for n in feeding)
+        held[node] = own + [p for n in feeding if not data[n] for p in held[n]]
+        if data[node]:
+            weights[node] = [p for p in held[node] if module.get_parameter(p).ndim > 1] if _contracts(node) else []
+    carriers = {n for n, is_data in data.items() if is_data and n.name in shapes}
+    nodes = [n for n in graph.nodes if n in carriers]
+    inputs = {n: _carrying(n, carriers) for n in nodes}
+    users: dict[fx.Node, list[fx.Node]] = {n: [] for n in nodes}
+    for n in nodes:
+        for source in inputs[n]:
+            users[source].append(n)
+    outputs = [n for n in output_nodes(graph) if n in carriers]
+    if not outputs:
+        raise GraphError(f"{program.name}: the graph returns no tensor that depends on its inputs")
+    index = {n: i for i, n in enumerate(nodes)}
+    return View(nodes, index, inputs, users, weights, {n: held[n] for n in nodes}, shapes, outputs)
+
+
+_CONTRACTING = ("linear", "conv", "matmul", "einsum", "mm", "embedding", "bilinear", "lstm", "gru", "rnn", "attention")
+
+
+def _contracts(node: fx.Node) -> bool:
+    """Whether a node's parameters are weights that it multiplies by, rather than offsets that it adds."""
+    return node.op == "call_module" or any(word in target_name(node) for word in _CONTRACTING)
+
+
+def target_name(node: fx.Node) -> str:
+    """The plain name of what a node calls."""
+    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
+
+
+def _carrying(node: fx.Node, carriers: set[fx.Node]) -> list[fx.Node]:
+    """The tensor values that a node reads. A size read off a value is no edge: it says how many, not what."""
+    return [source for source in node.all_input_nodes if source in carriers]
+
+
+# ------------------------------------------------------------------------------------------- boundaries
+
+
+def single_tensor_cuts(view: View) -> list[fx.Node]:
+    """Values that no edge jumps over, in topological order; with several outputs, per output over its ancestors."""
+    found: dict[fx.Node, None] = {}
+    for output in view.outputs:
+        ancestors = _ancestors(view, output)
+        nodes = [n for n in view.nodes if n in ancestors]
+        at = {n: i for i, n in enumerate(nodes)}
+        reach = 0
+        for i, node in enumerate(nodes):
+            if reach <= i and node.op != "placeholder" and view.is_tensor(node):
+                found[node] = None
+            reach = max([reach, *(at[u] for u in view.users[node] if u in at)])
+    return [n for n in view.nodes if n in found]
+
+
+def _ancestors(view: View, node: fx.Node) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        n = stack.pop()
+        if n not in seen:
+            seen.add(n)
+            stack.extend(view.inputs[n])
+    return seen
+
+
+def segments_of(view: View, cuts: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """The nodes up to each cut that lie behind the cuts before it."""
+    seen: set[fx.Node] = set()
+    out = []
+    for cut in cuts:
+        own, stack = [], [cut]
+        while stack:
+            n = stack.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            own.append(n)
+            stack.extend(view.inputs[n])
+        out.append(sorted(own, key=view.index.__getitem__))
+    return out
+
+
+def block_ends(view: View) -> list[fx.Node]:
+    """Ends of levels that hold one segment with weights each, or one weight operator where a segment is too deep."""
+    cuts = single_tensor_cuts(view)
+    for output in view.outputs:
+        if output not in cuts:
+            cuts.append(output)
+    cuts.sort(key=view.index.__getitem__)
+    boundaries: list[fx.Node] = []
+    last: fx.Node | None = None  # end of the level under construction, once it holds weights
+    for cut, segment in zip(cuts, segments_of(view, cuts), strict=True):
+        weighted = [n for n in segment if view.is_weighted(n)]
+        if weighted:
+            if last is not None:
+                boundaries.append(last)
+            if len(weighted) > DEEP and _depth(view, segment) > DEEP:
+                boundaries.extend(n for n in weight_ends(view, segment) if n is not cut)
+            last = cut
+        elif last is not None and last not in boundaries:
+            if _is_tail(view, last, cut, segment):
+                last = cut
+            else:  # pooling, flattening: the level ends before it
+                boundaries.append(last)
+    boundaries.extend(view.outputs)
+    return list(dict.fromkeys(boundaries))
+
+
+def _depth(view: View, segment: Sequence[fx.Node]) -> int:
+    """The most weight operators on one path through a segment."""
+    depth: dict[fx.Node, int] = {}
+    for node in segment:
+        before = max((depth.get(source, 0) for source in view.inputs[node]), default=0)
+        depth[node] = before + int(view.is_weighted(node))
+    return max(depth.values())
+
+
+def _is_tail(view: View, before: fx.Node, after: fx.Node, segment: Sequence[fx.Node]) -> bool:
+    """Norms and activations: the shape stays, nothing else is read."""
+    same = view.shapes[before.name] == view.shapes[after.name]
+    return same and not any(_moves(node) for node in segment)
+
+
+_MOVING = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten,
+)  # fmt: skip
+
+
+def _moves(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        root = node.graph.owning_module
+        return root is not None and isinstance(root.get_submodule(str(node.target)), _MOVING)
+    return any(
+        word in target_name(node) for word in ("pool", "flatten", "reshape", "view", "permute", "transpose", "cat")
+    )
+
+
+def weight_ends(view: View, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The end of every weight operator's per-neuron tail."""
+    ends: dict[fx.Node, None] = {}
+    for node in nodes:
+        if not view.is_weighted(node):
+            continue
+        end = node
+        while len(view.users[end]) == 1:
+            (user,) = view.users[end]
+            if (
+                view.is_weighted(user)
+                or not view.is_tensor(user)
+                or _moves(user)
+                or view.shapes.get(user.name) != view.shapes.get(end.name)
+                or end in view.outputs
+            ):
+                break
+            end = user
+        if not view.is_tensor(end):
+            end = _tensor_after(view, end)
+        ends[end] = None
+    for output in view.outputs:
+        ends[output] = None
+    return list(ends)
+
+
+def _tensor_after(view: View, node: fx.Node) -> fx.Node:
+    """The nearest single-tensor value behind a node that yields several."""
+    queue = list(view.users[node])
+    while queue:
+        user = queue.pop(0)
+        if view.is_tensor(user):
+            return user
+        queue.extend(view.users[user])
+    return node
+
+
+def counted_ends(view: View, blocks: Sequence[fx.Node], count: int) -> list[fx.Node]:
+    """At most ``count`` levels of about equally many parameters, by joining blocks (or layers, if blocks are few)."""
+    candidates = list(blocks)
+    if len(candidates) < count:
+        candidates = weight_ends(view, view.nodes)
+    candidates.sort(key=view.index.__getitem__)
+    cuts = {*single_tensor_cuts(view), *view.outputs}
+    if count < len(candidates):
+        candidates = [c for c in candidates if c in cuts]
+    sizes = [sum(_weight(view, n) for n in segment) for segment in segments_of(view, candidates)]
+    total, gathered, made = sum(sizes) or 1, 0, 1
+    chosen: list[fx.Node] = []
+    for position, (candidate, size) in enumerate(zip(candidates[:-1], sizes[:-1], strict=True)):
+        gathered += size
+        left = len(candidates) - position - 1
+        if made < count and (gathered >= total * made / count or left <= count - made):
+            chosen.append(candidate)
+            made += 1
+    return list(dict.fromkeys([*chosen, *view.outputs]))
+
+
+def _weight(view: View, node: fx.Node) -> int:
+    module = node.graph.owning_module
+    return 0 if module is None else sum(module.get_parameter(p).numel() for p in view.parameters[node])
+
+
+def named_ends(view: View, names: Sequence[str]) -> list[fx.Node]:
+    """The nodes of these names (or the last values of modules of these paths), and the outputs."""
+    by_name = {n.name: n for n in view.nodes}
+    for node in view.nodes:  # a module path names the last value that the module yields
+        if node.op == "call_module":
+            by_name.setdefault(str(node.target), node)
+    for name in names:
+        if name not in by_name:
+            raise GraphError(f"granularity: the graph has no value called {name!r}; {nearest(name, by_name)}")
+        if not view.is_tensor(by_name[name]):
+            raise GraphError(f"granularity: {name!r} yields several tensors; a level ends at one")
+    return list(dict.fromkeys([*(by_name[name] for name in names), *view.outputs]))

@@ -1,0 +1,83 @@
+"""Blocks that fall apart into several single-tensor cuts, put together again.
+
+A person calls every inverted residual of a MobileNet one block. Those with a residual connection are: no value inside
+is a cut. Those without are a chain of layers, each of which could be a level. What tells that they are blocks is that
+they are instances of the same class. So: if all the parameters of one level are exactly those of one instance of a
+class, the class is a *block class*, and levels that lie wholly inside one of its instances become one level, as long as
+nothing outside reads them but through the last one. Of nested instances with the same parameters the innermost decides,
+for a stage that happens to hold one block says nothing about stages; containers of ``torch.nn`` say nothing either.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from torch import fx
+
+from fxfuse.passes.cuts import View
+from fxfuse.passes.graphs import CLASSES, SCOPE
+from fxfuse.passes.owners import Owners
+
+Paths = dict[fx.Node, list[str]]
+"""For every node with parameters the paths of the user's modules around it, outermost first."""
+
+
+def without_inner(module: fx.GraphModule, view: View, owners: Owners) -> list[fx.Node]:
+    """The boundaries that are left when the levels inside one instance of a block class have become one."""
+    classes: Mapping[str, str] = module.meta.get(CLASSES, {})
+    paths = _paths(view, classes)
+    members = owners.members(view)
+    held = {b: [n for n in nodes if n in paths] for b, nodes in members.items()}
+    sizes: dict[str, int] = {}
+    for around in paths.values():
+        for path in around:
+            sizes[path] = sizes.get(path, 0) + 1
+    block_classes: set[str] = set()
+    shared: dict[fx.Node, list[str]] = {}
+    for boundary, nodes in held.items():
+        shared[boundary] = _shared(paths, nodes)
+        whole = [path for path in shared[boundary] if sizes[path] == len(nodes)]
+        if whole:
+            block_classes.add(classes[whole[-1]])
+    blocks: dict[str, list[fx.Node]] = {}
+    for boundary in owners.boundaries:
+        block = next((path for path in shared[boundary] if classes[path] in block_classes), None)
+        if block is not None:
+            blocks.setdefault(block, []).append(boundary)
+    readers = _readers(view, owners, members)
+    inner, outputs = set[fx.Node](), set(view.outputs)
+    for ends in blocks.values():
+        if all(b not in outputs and readers[b] <= set(ends) for b in ends[:-1]):
+            inner.update(ends[:-1])
+    return [b for b in owners.boundaries if b not in inner]
+
+
+def _paths(view: View, classes: Mapping[str, str]) -> Paths:
+    """Paths of module instances of the user's own classes (and of other libraries') around each node."""
+    found: Paths = {}
+    for node in view.nodes:
+        if node.op == "placeholder" or not view.parameters[node]:
+            continue
+        place = str(node.target) if node.op == "call_module" else str(node.meta.get(SCOPE, ""))
+        parts = place.split(".")
+        around = [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
+        found[node] = [path for path in around if not classes.get(path, "torch.nn.").startswith("torch.nn.")]
+    return found
+
+
+def _shared(paths: Paths, nodes: Iterable[fx.Node]) -> list[str]:
+    """The instances that all of the nodes lie in, outermost first."""
+    lists = [paths[node] for node in nodes]
+    if not lists:
+        return []
+    rest = [set(other) for other in lists[1:]]
+    return [path for path in lists[0] if all(path in other for other in rest)]
+
+
+def _readers(view: View, owners: Owners, members: Mapping[fx.Node, list[fx.Node]]) -> dict[fx.Node, set[fx.Node]]:
+    """The levels that read each level's value."""
+    found: dict[fx.Node, set[fx.Node]] = {b: set() for b in owners.boundaries}
+    for boundary, nodes in members.items():
+        for node in nodes:
+            for source in view.inputs[node]:
+                if source in found and source is not boundary:
+                    found[source].add(boundary)
+    return found
