@@ -47,7 +47,7 @@ ROWS_PER_SAMPLE = 32
 SCALE_SAMPLES = 32
 """How many samples tell the scales of a space's views."""
 
-IMPORTANCE_SAMPLES = 512
+IMPORTANCE_SAMPLES = 128
 """How many samples tell the importance."""
 
 

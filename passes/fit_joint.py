@@ -1,7 +1,8 @@
 """Fit all levels together, on fresh transformed samples, with targets recomputed from the parents at every step.
 
-The loss is the mean of the levels' errors plus the error of the answer (:mod:`fxfuse.passes.teacher`), so the fused
-network is held to the parents' merged values while its parts learn to make up for one another. Nothing is stored but
+The loss is the error of the answer plus the mean of the levels' errors (:mod:`fxfuse.passes.teacher`), whose weight
+fades from one to zero: the fused network is held to the parents' merged values at first, and its parts then learn to
+make up for what those values cannot all be at once. Nothing is stored but
 one mini-batch; the held-out objective is looked at regularly and the best state is kept, so the network never ends
 worse than it began by that measure.
 """
@@ -199,7 +200,8 @@ class _Run:
         inputs, targets = self.block[self.done % BLOCK]
         inner, answer = self.objective.losses(inputs, targets)
         self.optimizer.zero_grad()
-        (inner + answer).backward()  # type: ignore[no-untyped-call]  # torch's
+        fade = 1 - self.done / self.plan.joint_steps
+        (fade * inner + answer).backward()  # type: ignore[no-untyped-call]  # torch's
         self.optimizer.step()
         self.done += 1
 

@@ -34,7 +34,7 @@ class FitPlan:
     levels: FitKind = "gradient"
     steps: int = 100
     joint_steps: int = 300
-    lr: float = 1e-3
+    lr: float = 2e-3
     batch_size: int = 128
     held: float = 0.1
     copies: int = 4
