@@ -66,8 +66,9 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         return result
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What the operator gives; meta kernels are slow, so equal calls share the shape of their outputs."""
-        if func._schema.is_mutable:
+        """What the operator gives; meta kernels are slow, so equal calls share the shape of their outputs. Views are
+        quick, and what they look at keeps account of them."""
+        if func._schema.is_mutable or any(output.alias_info is not None for output in func._schema.returns):
             return func(*args, **kwargs)
         try:
             key = (func, _signature(args), _signature(kwargs))
