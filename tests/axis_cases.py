@@ -182,7 +182,7 @@ channels(
     "8",
     lambda n, h: ((h.flatten(2) @ h.flatten(2).transpose(1, 2)).softmax(-1) @ h.flatten(2)).view_as(h),
 )
-channels("channel attention xcit", "8 2 2*4 2*4 8", lambda n, h: xcit(n, h), q=C(8, 24, 1), o=C(8, 8, 1))
+channels("channel attention xcit", "8 2 2*4 2*4 8", xcit, q=C(8, 24, 1), o=C(8, 8, 1))
 channels("option A", "8 2 2", lambda n, h: F.pad(h[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)), out=12)
 channels("flatten", "8 8", lambda n, h: n.g(h.flatten(1)).view(-1, 8, 1, 1), g=L(512, 8))
 channels("flatten last", "8 8", lambda n, h: n.g(h.permute(0, 2, 3, 1).flatten(1)).view(-1, 8, 1, 1), g=L(512, 8))

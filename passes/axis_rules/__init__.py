@@ -1,7 +1,7 @@
 """The operator table: how neuron axes flow through every operator that fxfuse knows."""
 
 from fxfuse.passes.algebra import fresh, pin, unify
-from fxfuse.passes.axis_rules import contractions, indexing, norms, pointwise, shapes, spatial
+from fxfuse.passes.axis_rules import contractions, indexing, norms, pointwise, recurrent, shapes, spatial
 from fxfuse.passes.axis_rules.core import RULES, Call, Meaning, Trace, axis_rule, check_owners, rule_for
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "norms",
     "pin",
     "pointwise",
+    "recurrent",
     "rule_for",
     "shapes",
     "spatial",

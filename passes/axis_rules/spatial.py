@@ -1,9 +1,10 @@
-"""Operators over positions: pooling, resampling. The last dimensions change, leading ones pass through."""
+"""Operators over positions: pooling, resampling, patches, and positions traded for channels."""
 
 import re
 
-from fxfuse.passes.algebra import Dims, free_of, fresh, pin, unify_all
-from fxfuse.passes.axis_rules.core import Call, axis_rule
+from fxfuse.passes.algebra import Dims, free_of, fresh, pin, regroup, size_of, unify_all
+from fxfuse.passes.axis_rules.core import Call, axis_rule, positive
+from fxfuse.passes.axis_rules.shapes import pinned_out
 
 _RANK = re.compile(r"(\d)d")
 
@@ -38,3 +39,72 @@ def windows(call: Call) -> Dims | list[Dims]:
     shape = call.shape()
     out = [*x[: len(x) - rank], *(fresh(n, pinned=True) for n in shape[len(x) - rank :])]
     return [out for _ in call.result] if isinstance(call.result, tuple | list) else out
+
+
+@axis_rule("unfold")
+def unfold(call: Call) -> Dims:
+    """Windows along one dimension."""
+    x = call.dims(0)
+    d = positive(call.args[1], len(x))
+    pin(x[d])
+    *shape, window = call.shape()
+    windows = [fresh(shape[i], pinned=True) if i == d else dim for i, dim in enumerate(x)]
+    return [*windows, fresh(window, pinned=True)]
+
+
+@axis_rule("im2col")
+def im2col(call: Call) -> Dims:
+    """Patches: channels x kernel positions, then locations."""
+    x = call.dims(0)
+    for dim in x[-2:]:
+        pin(dim)
+    down, across = (fresh(k, pinned=True) for k in call.args[1])
+    return [*x[:-3], [*x[-3], *down, *across], fresh(call.shape()[-1], pinned=True)]
+
+
+@axis_rule("col2im")
+def col2im(call: Call) -> Dims:
+    """Channels x kernel positions, then locations: back to rows and columns."""
+    x = call.dims(0)
+    rows, columns = call.args[2]
+    pin(x[-1])
+    pieces = regroup(x[-2], [size_of(x[-2]) // (rows * columns), rows, columns])
+    if pieces is None:
+        return pinned_out(x, call)
+    pin([*pieces[1], *pieces[2]])
+    free_of([*x[:-2], pieces[0]], [*pieces[1:], x[-1]])
+    return [*x[:-2], pieces[0], *(fresh(n, pinned=True) for n in call.shape()[-2:])]
+
+
+@axis_rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Dims:
+    """Channels C r r, rows, columns -> C, rows r, columns r."""
+    x = call.dims(0)
+    r = call.args[1]
+    pieces = regroup(x[-3], [size_of(x[-3]) // (r * r), r, r])
+    if pieces is None:
+        return pinned_out(x, call)
+    channels, down, across = pieces
+    return [*x[:-3], channels, [*x[-2], *down], [*x[-1], *across]]
+
+
+@axis_rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Dims:
+    """C, rows r, columns r -> channels C r r, rows, columns."""
+    x = call.dims(0)
+    r = call.args[1]
+    rows, columns = regroup(x[-2], [size_of(x[-2]) // r, r]), regroup(x[-1], [size_of(x[-1]) // r, r])
+    if rows is None or columns is None:
+        return pinned_out(x, call)
+    return [*x[:-3], [*x[-3], *rows[1], *columns[1]], rows[0], columns[0]]
+
+
+@axis_rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(call: Call) -> Dims:
+    """Groups x channels turned over."""
+    x = call.dims(0)
+    groups = call.args[1]
+    pieces = regroup(x[1], [groups, size_of(x[1]) // groups])
+    if pieces is None:
+        return pinned_out(x, call)
+    return [x[0], [*pieces[1], *pieces[0]], *x[2:]]
