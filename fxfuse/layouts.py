@@ -77,9 +77,7 @@ class Merger:
             total: Tensor | None = None
             for b in matrix[a].nonzero()[:, 0].tolist():
                 block = x.select(at, b if x.shape[at] > 1 else 0)
-                part = self._merge(block, rest, axes, {**env, leaf.space: (a, b, not read)}, ones) * matrix[a, b].to(
-                    x.dtype
-                )
+                part = self._merge(block, rest, axes, {**env, leaf.space: (a, b, not read)}, ones) * matrix[a, b].to(x)
                 total = part if total is None else total + part
             if total is None:  # no neuron of this parent: zeros of the right shape
                 block = self._merge(x.select(at, 0), rest, axes, {**env, leaf.space: (a, 0, not read)}, ones)
@@ -109,7 +107,7 @@ class Merger:
                 continue
             read = (axis.dim, leaf.space) in axes.reads
             written = written or not read
-            matrix = self._matrix(leaf.space, read, env).to(x.dtype)
+            matrix = self._matrix(leaf.space, read, env).to(x.device, x.dtype)
             if read and ones:
                 x = x.expand([matrix.shape[0] if i == position else n for i, n in enumerate(x.shape)])
                 continue

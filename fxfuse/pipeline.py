@@ -307,7 +307,7 @@ def _fit(
     progress: Progress,
     store: Store | None,
 ) -> tuple[tuple[LevelReport, ...], JointReport | None]:
-    teacher = make_teacher(pairs, groupings, shares, statistics, head)
+    teacher = make_teacher(pairs, groupings, shares, statistics, head, device)
     reports = fit_levels(fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store)
     joint = fit_joint(fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store)
     return tuple(reports), joint

@@ -10,7 +10,7 @@ probabilities``) or of their raw outputs (``logits``), or the labels take their 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -104,8 +104,10 @@ def make_teacher(
     weights: tuple[float, ...],
     statistics: Mapping[int, SpaceStatistics],
     head: str,
+    device: torch.device,
 ) -> Teacher:
-    """A teacher whose neuron masses come from the statistics' importances (uniform where there are none)."""
+    """A teacher whose neuron masses come from the statistics' importances (uniform where there are none). Its matrices
+    lie on ``device`` in single precision, where they meet the values."""
     mass: dict[int, Tensor] = {}
     for space in pairs.reference.axes.spaces:
         found = statistics.get(space.id)
@@ -121,7 +123,15 @@ def make_teacher(
         if total.sum() > 0:
             mass[space.id] = total / total.mean()
     outputs = tuple(node.name for node in output_nodes(pairs.reference.program.module.graph))
-    return Teacher(pairs, groupings, weights, head, mass, outputs)
+    near = {number: _near(grouping, device) for number, grouping in groupings.items()}
+    return Teacher(pairs, near, weights, head, mass, outputs)
+
+
+def _near(grouping: Grouping, device: torch.device) -> Grouping:
+    merge, unmerge = (
+        tuple(matrix.to(device, torch.float32) for matrix in side) for side in (grouping.merge, grouping.unmerge)
+    )
+    return replace(grouping, merge=merge, unmerge=unmerge)
 
 
 def probabilities(value: Tensor, axis: int) -> Tensor:
