@@ -150,7 +150,7 @@ def fuse(
             fused = rewrite(pairs, groupings, shares).to(where)
         reports: tuple[LevelReport, ...] = ()
         if samples is not None:
-            plan = _plan(preset, fit, samples, shown)
+            plan = _plan(preset, fit, shown)
             if plan.transformations:
                 notes.append(f"calibration inputs were also used transformed: {', '.join(plan.transformations)}")
             with clock.stage("fit"):
@@ -276,7 +276,7 @@ def _group(
     return group(spaces, statistics, widths, targets, preset.solver, preset.options, shares, seed)
 
 
-def _plan(preset: Preset, fit: FitSettings | None, samples: Samples, example: Example) -> FitPlan:
+def _plan(preset: Preset, fit: FitSettings | None, example: Example) -> FitPlan:
     given = fit or FitSettings()
     inputs = (
         (example,)
