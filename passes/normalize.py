@@ -22,6 +22,7 @@ from fxfuse.passes.normalizing.forms import drop_dead, drop_identities, unify_fo
 from fxfuse.passes.normalizing.inplace import functionalize
 from fxfuse.passes.normalizing.layers import drop_zero_states, restore_layers, restore_recurrent
 from fxfuse.passes.normalizing.sizes import follow_widths, unfollowed
+from fxfuse.passes.normalizing.stacks import split_stacks
 from fxfuse.passes.probing import PROBE, probe
 
 GraphPass = Callable[[fx.GraphModule], int]
@@ -37,6 +38,7 @@ PASSES: tuple[tuple[str, GraphPass], ...] = (
     ("zero initial states dropped", drop_zero_states),
     ("identities, dropout and checks dropped", drop_identities),
     ("sizes made to follow widths", follow_widths),
+    ("stacked recurrent layers written out", split_stacks),
     ("identities dropped again", drop_identities),
     ("dead nodes dropped again", drop_dead),
 )

@@ -291,7 +291,7 @@ def test_computed_weights_stay_visible(front_end):
 
 
 def recurrent(self, x):
-    hidden = torch.zeros(2, x.shape[0], 6)
+    hidden = torch.zeros(1, x.shape[0], 6)
     out, (h, c) = self.lstm(x, (hidden, hidden))
     out, h2 = self.gru(out)
     return out[:, -1] + h[-1] + c[0] + h2[0]
@@ -299,11 +299,40 @@ def recurrent(self, x):
 
 @BOTH
 def test_recurrent_layers_are_layers_and_zero_states_go(front_end):
-    state = {"lstm": nn.LSTM(4, 6, 2, batch_first=True), "gru": nn.GRU(6, 6, batch_first=True)}
+    state = {"lstm": nn.LSTM(4, 6, batch_first=True), "gru": nn.GRU(6, 6, batch_first=True)}
     _, module = traced(recurrent, torch.randn(2, 5, 4), state=state, front_end=front_end)
     assert kinds(module) == [nn.LSTM, nn.GRU]
     lstm = next(n for n in module.graph.nodes if n.op == "call_module")
     assert len(lstm.args) == 1
+
+
+STACKS = {
+    "lstm": nn.LSTM(4, 6, 2, batch_first=True),
+    "sequence first, projected, both ways": nn.LSTM(4, 6, 2, bias=False, proj_size=3, bidirectional=True),
+    "gru": nn.GRU(4, 6, 3),
+    "rnn": nn.RNN(4, 6, 2, nonlinearity="relu", bidirectional=True, batch_first=True),
+}
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch says which of its kernels it takes
+@pytest.mark.parametrize("layer", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "given state"])
+def test_stacked_recurrent_layers_are_written_out(front_end, layer, given):
+    def run(self, x):
+        batched = x if self.layer.batch_first else x.transpose(0, 1)
+        if not given:
+            out, state = self.layer(batched)
+        else:
+            _, first = self.layer(batched)
+            out, state = self.layer(batched, first)
+        return out, state
+
+    model, module = traced(run, torch.randn(2, 5, 4), state={"layer": layer}, front_end=front_end)
+    assert kinds(module) == []
+    assert list(module.state_dict()) == list(model.state_dict())
+    weights = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    assert weights == set(model.state_dict())
 
 
 # ------------------------------------------------------------------------------------------- attention
