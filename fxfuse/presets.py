@@ -35,7 +35,7 @@ class Preset:
 METHODS: Mapping[str, Preset] = {
     "average": Preset("mean of the weights as they stand; what every other method is compared with", "average"),
     "ot": Preset("optimal transport of neurons to a reference parent (Singh and Jaggi, 2020)", "ot"),
-    "rebasin": Preset("permute each parent's neurons onto the others', then average (Ainsworth et al., 2023)", "rebasin"),
+    "rebasin": Preset("permute parents' neurons onto one another, then average (Ainsworth et al., 2023)", "rebasin"),
     "zip": Preset("merge the most correlated neurons within and across parents (Stoica et al., 2024)", "zip"),
     "transplant": Preset(
         "keep the most important neurons of all parents side by side (Oez et al., 2025)", "transplant",
@@ -44,7 +44,7 @@ METHODS: Mapping[str, Preset] = {
     "hungarian": Preset(
         "importance-weighted assignment, no fit", "hungarian", importance="conductance"
     ),
-    "kmeans": Preset("importance-weighted clusters of all parents' neurons, no fit", "kmeans", importance="conductance"),
+    "kmeans": Preset("importance-weighted clusters of neurons, no fit", "kmeans", importance="conductance"),
     "hungarian-linear": Preset(
         "assignment, then every layer by least squares and the head by gradient",
         "hungarian", "linear", importance="conductance",

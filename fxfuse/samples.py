@@ -17,10 +17,14 @@ class Samples(Protocol):
     """Indexable samples. ``description`` says in a few words what they are, for reports."""
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """A few words."""
+        ...
 
     @property
-    def labelled(self) -> bool: ...
+    def labelled(self) -> bool:
+        """Whether ``take`` gives labels."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -39,12 +43,14 @@ class TensorSamples:
 
     @property
     def labelled(self) -> bool:
+        """Whether there are labels."""
         return self.labels is not None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
 
     def take(self, indices: Tensor) -> Batch:
+        """The samples at ``indices``."""
         return tuple(x[indices] for x in self.inputs), None if self.labels is None else self.labels[indices]
 
 
@@ -57,16 +63,19 @@ class Subset:
 
     @property
     def description(self) -> str:
+        """How many of what."""
         return f"{len(self.indices)} of {self.samples.description}"
 
     @property
     def labelled(self) -> bool:
+        """Whether the others have labels."""
         return self.samples.labelled
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def take(self, indices: Tensor) -> Batch:
+        """The samples at ``indices`` of this part."""
         return self.samples.take(self.indices[indices])
 
 

@@ -63,6 +63,7 @@ class Product:
 
     @property
     def size(self) -> int:
+        """Number of indices: the factors' product."""
         size = 1
         for part in self.parts:
             size *= part.size
@@ -77,6 +78,7 @@ class Concat:
 
     @property
     def size(self) -> int:
+        """Number of indices: the segments' sum."""
         return sum(part.size for part in self.parts)
 
 

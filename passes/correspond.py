@@ -1,8 +1,7 @@
 """Match the parents' graphs: node by node, parameter by parameter, space by space.
 
-The graphs must be the same up to widths: the same operators in the same order, with the same connections. Then node
-``i`` of one is node ``i`` of the other, their parameters correspond, and walking two layouts of one parameter side by
-side tells which space of the one is which space of the other. Each parent is returned in the reference's words (its
+The graphs must be the same up to widths (:mod:`fxfuse.passes.matching`). Then the parameters of matched nodes
+correspond, and walking two layouts of one parameter side by side tells which space of the one is which of the other. Each parent is returned in the reference's words (its
 node names and space numbers), so that no later pass needs to translate; only sizes differ.
 """
 
@@ -10,11 +9,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import fx, nn
+from torch import fx
 
 from fxfuse.errors import MismatchError
-from fxfuse.passes.subgraph import needed_nodes, output_nodes
-from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Level, Program, Space, TensorAxes
+from fxfuse.passes.matching import match_nodes
+from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Space, TensorAxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,94 +36,47 @@ def correspond(reference: Analysis, parents: Sequence[Analysis]) -> Corresponden
 
 
 def _match(reference: Analysis, parent: Analysis) -> tuple[Analysis, Mapping[str, str]]:
-    nodes, names = _match_nodes(reference, parent)
+    nodes = match_nodes(reference, parent)
+    names = _state_names(reference.program.module, parent.program.module, nodes)
     spaces = _match_spaces(reference, parent, names)
     module = parent.program.module
     if any(mine.name != theirs.name for mine, theirs in nodes.items()):
-        module = copy.deepcopy(module)
-        own = {node.name: node for node in module.graph.nodes}
-        for theirs in nodes.values():  # first out of the way, then into place: two names may have changed places
-            own[theirs.name].name = f"_{theirs.name}_"
-        for mine, theirs in nodes.items():
-            own[theirs.name].name = mine.name
-        module.recompile()
+        module = _renamed(module, {theirs.name: mine.name for mine, theirs in nodes.items()})
     renamed = {theirs.name: mine.name for mine, theirs in nodes.items()}
     axes = _translate(reference.axes, parent.axes, spaces, renamed)
-    program: Program = replace(parent.program, module=module)
-    return Analysis(program, axes, reference.partition), names
+    return Analysis(replace(parent.program, module=module), axes, reference.partition), names
 
 
-# ------------------------------------------------------------------------------------------------- nodes
+def _renamed(module: fx.GraphModule, names: Mapping[str, str]) -> fx.GraphModule:
+    """A copy whose nodes have other names; nodes without a new one make way."""
+    module = copy.deepcopy(module)
+    for node in module.graph.nodes:
+        node.name = names.get(node.name, f"_{node.name}_")
+    module.recompile()
+    return module
 
 
-def _ordered(graph: fx.Graph) -> list[fx.Node]:
-    live = needed_nodes(output_nodes(graph), set())
-    return [n for n in graph.nodes if n in live or n.op == "placeholder"]
+# ------------------------------------------------------------------------------------------------- state
 
 
-def _match_nodes(reference: Analysis, parent: Analysis) -> tuple[dict[fx.Node, fx.Node], dict[str, str]]:
-    mine, theirs = _ordered(reference.program.module.graph), _ordered(parent.program.module.graph)
-    pairs: dict[fx.Node, fx.Node] = {}
+def _state_names(mine: fx.GraphModule, theirs: fx.GraphModule, nodes: Mapping[fx.Node, fx.Node]) -> dict[str, str]:
+    """The parent's state names by the reference's: by the nodes that use them, then by what is tied to those, then,
+    for what the graph does not use (an auxiliary head), by their own name."""
     names: dict[str, str] = {}
-    for a, b in zip(mine, theirs, strict=False):
-        if not _same_node(reference.program.module, a, parent.program.module, b, pairs):
-            raise _differs(reference, a, parent, b)
-        pairs[a] = b
-        names.update(_state_names(reference.program.module, a, parent.program.module, b))
-    if len(mine) != len(theirs):
-        extra = mine[len(theirs)] if len(mine) > len(theirs) else None
-        missing = theirs[len(mine)] if extra is None else None
-        raise _differs(reference, extra, parent, missing)
-    own_state = parent.program.module.state_dict().keys()
-    for name in reference.program.module.state_dict():
-        if name not in names and name in own_state:  # not used by the graph (an auxiliary head): by its name
+    own, other = mine.state_dict(keep_vars=True), theirs.state_dict(keep_vars=True)
+    for a, b in nodes.items():
+        if a.op == "get_attr" and str(a.target) in own:
+            names[str(a.target)] = str(b.target)
+        elif a.op == "call_module":
+            keys = mine.get_submodule(str(a.target)).state_dict()
+            names.update({f"{a.target}.{key}": f"{b.target}.{key}" for key in keys})
+    tied = {id(own[name]): theirs for name, theirs in names.items()}
+    for name, tensor in own.items():
+        if name not in names and id(tensor) in tied:
+            names[name] = tied[id(tensor)]
+        elif name not in names and name in other:
             names[name] = name
-    return pairs, names
-
-
-def _same_node(a_module: nn.Module, a: fx.Node, b_module: nn.Module, b: fx.Node, pairs: dict[fx.Node, fx.Node]) -> bool:
-    if a.op != b.op or [pairs.get(n) for n in a.all_input_nodes] != b.all_input_nodes:
-        return False
-    if a.op == "call_module":
-        one, two = a_module.get_submodule(str(a.target)), b_module.get_submodule(str(b.target))
-        return type(one) is type(two) and _kernel(one) == _kernel(two)
-    return a.op in ("placeholder", "get_attr") or str(a.target) == str(b.target)
-
-
-def _kernel(module: nn.Module) -> tuple[object, ...]:
-    """What must agree in two modules of one class: everything but widths."""
-    names = ("kernel_size", "stride", "padding", "dilation", "num_layers", "bidirectional", "batch_first")
-    return tuple(getattr(module, name, None) for name in names)
-
-
-def _state_names(a_module: nn.Module, a: fx.Node, b_module: nn.Module, b: fx.Node) -> dict[str, str]:
-    if a.op == "get_attr":
-        return {str(a.target): str(b.target)}
-    if a.op != "call_module":
-        return {}
-    mine = a_module.get_submodule(str(a.target)).state_dict()
-    theirs = b_module.get_submodule(str(b.target)).state_dict()
-    return {f"{a.target}.{key}": f"{b.target}.{key}" for key in mine if key in theirs}
-
-
-def _differs(reference: Analysis, a: fx.Node | None, parent: Analysis, b: fx.Node | None) -> MismatchError:
-    def place(analysis: Analysis, node: fx.Node | None) -> str:
-        if node is None:
-            return f"{analysis.program.name} ends"
-        level = _level_of(analysis.partition.levels, node.name)
-        what = getattr(node.target, "__name__", node.target)
-        if node.op == "call_module":
-            what = f"{analysis.program.module.get_submodule(str(node.target))}"
-        return f"{analysis.program.name} has {what} at {node.name} (level {level})"
-
-    return MismatchError(
-        f"the graphs of {reference.program.name} and {parent.program.name} differ: {place(reference, a)}, "
-        f"where {place(parent, b)}. Fusing needs parents of one architecture up to widths."
-    )
-
-
-def _level_of(levels: Sequence[Level], node: str) -> str:
-    return next((level.name for level in levels if node in level.nodes), "input")
+    return names
 
 
 # ------------------------------------------------------------------------------------------------ spaces
@@ -134,34 +86,51 @@ def _match_spaces(reference: Analysis, parent: Analysis, names: Mapping[str, str
     """The parent's space numbers by the reference's."""
     found: dict[int, int] = {}
     for name, axes in reference.axes.state.items():
-        theirs = parent.axes.state.get(names.get(name, ""))
-        if theirs is None:
-            raise MismatchError(f"{parent.program.name} has no counterpart of {name} in {reference.program.name}")
+        if name not in names:  # the graph does not use it, and the parent has none: the reference keeps its own
+            continue
+        theirs = parent.axes.state[names[name]]
         if len(axes.dims) != len(theirs.dims):
-            raise MismatchError(f"{name} has another number of dimensions in {parent.program.name}")
+            raise _differs(reference, name, axes, parent, names[name], theirs, "their numbers of dimensions differ")
         for dim, (a, b) in enumerate(zip(axes.dims, theirs.dims, strict=True)):
             problem = _walk(a, b, found)
             if problem:
-                level = _holder(reference, name)
-                raise MismatchError(
-                    f"{name} (level {level}), dimension {dim}: {problem} in {parent.program.name} where "
-                    f"{reference.program.name} has {a.size}. Only the widths of neuron spaces may differ."
-                )
+                raise _differs(reference, name, axes, parent, names[name], theirs, f"in dimension {dim} {problem}")
+    if len(set(found.values())) < len(found):
+        twice = next(s for s, t in found.items() if list(found.values()).count(t) > 1)
+        raise MismatchError(
+            f"{parent.program.name} couples neurons at {reference.axes.spaces[twice].name} that are independent in "
+            f"{reference.program.name}; fusing needs parents of one architecture up to widths"
+        )
     return found
+
+
+def _differs(
+    reference: Analysis, name: str, mine: TensorAxes, parent: Analysis, own_name: str, theirs: TensorAxes, how: str
+) -> MismatchError:
+    def place(analysis: Analysis, tensor: str, axes: TensorAxes) -> str:
+        shape = " x ".join(str(layout.size) for layout in axes.dims)
+        return f"{tensor} of {analysis.program.name} ({shape}, level {_holder(analysis, tensor)})"
+
+    return MismatchError(
+        f"{place(reference, name, mine)} and {place(parent, own_name, theirs)} do not correspond: {how}; "
+        "only the widths of neuron spaces may differ"
+    )
 
 
 def _walk(a: Layout, b: Layout, found: dict[int, int]) -> str | None:
     """Enter the spaces that two layouts pair; what is wrong, if they do not match."""
     if isinstance(a, Leaf) and isinstance(b, Leaf):
         if a.space is None and b.space is None:
-            return None if a.size == b.size else f"the fixed size {b.size}"
+            return (
+                None if a.size == b.size else f"the sizes {a.size} and {b.size} are fixed (inputs, outputs, positions)"
+            )
         if a.space is None or b.space is None:
-            return f"{b.size} indices of another kind"
+            return f"{a.size} indices are neurons in one and {b.size} are fixed in the other"
         if found.setdefault(a.space, b.space) != b.space:
-            return f"a differently coupled neuron space of {b.size}"
+            return f"neurons ({a.size} and {b.size}) are coupled differently"
         return None
     if type(a) is not type(b) or isinstance(a, Leaf) or isinstance(b, Leaf) or len(a.parts) != len(b.parts):
-        return f"another structure of {b.size} indices"
+        return f"{a.size} and {b.size} indices are structured differently"
     return next((p for p in (_walk(x, y, found) for x, y in zip(a.parts, b.parts, strict=True)) if p), None)
 
 

@@ -117,7 +117,7 @@ def make_teacher(
             continue
         total = torch.zeros(space.size, dtype=torch.float64)
         for unmerge, part in zip(
-            groupings[space.id].unmerge, found.importance.cpu().split(list(found.widths)), strict=True
+            groupings[space.id].unmerge, torch.split(found.importance.cpu(), list(found.widths)), strict=True
         ):
             total += unmerge.to(torch.float64).clamp_min(0).T @ part.to(torch.float64)
         if total.sum() > 0:

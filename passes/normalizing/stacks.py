@@ -10,6 +10,7 @@ changes nothing else.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ from torch import Tensor, fx, nn
 
 from fxfuse.passes.probing import PROBE, Editor
 
-_OPERATORS = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+}
 
 
 def split_stacks(module: fx.GraphModule) -> int:

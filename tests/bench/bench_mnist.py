@@ -29,7 +29,7 @@ GROUPS = {
     "IID": ("otfusion", "mnist_mlp_{}.safetensors", (0, 1), 96.28, 0.3),
 }
 """Folder, file names, parents, the best peer's accuracy, and the CPU seconds that it took."""
-METHODS = "average,rebasin,ot,zip,transplant,hungarian,kmeans,hungarian-linear,kmeans-linear,hungarian-gradient,kmeans-gradient"
+METHODS = "hungarian-gradient,kmeans-gradient,hungarian-linear,kmeans-linear,ot,rebasin,zip,transplant,hungarian,kmeans,average"
 
 
 def parents_of(root: Path, group: str) -> list[nn.Module]:
