@@ -46,7 +46,7 @@ calibration:                      # inputs alone: no labels are needed
 evaluation:                       # only for the comparison
   source: data/test.npz
   preprocessing: *as_trained
-method: kmeans-gradient           # see `fxfuse methods`
+method: hungarian-gradient         # see `fxfuse methods`
 seed: {seed}
 onnx: true
 """

@@ -54,16 +54,16 @@ METHODS: Mapping[str, Preset] = {
         "kmeans", "linear", importance="conductance",
     ),
     "hungarian-gradient": Preset(
-        "assignment, then every level and all together by gradient",
+        "assignment, then every level and all together by gradient: the default, the best measured",
         "hungarian", "gradient", joint=True, importance="conductance",
     ),
     "kmeans-gradient": Preset(
-        "clusters, then every level and all together by gradient: the default, and the best measured",
+        "clusters, then every level and all together by gradient",
         "kmeans", "gradient", joint=True, importance="conductance",
     ),
 }  # fmt: skip
 
-DEFAULT = "kmeans-gradient"
+DEFAULT = "hungarian-gradient"
 
 
 def find_method(name: str) -> Preset:

@@ -148,7 +148,7 @@ class Recipe(Record):
     target: Annotated[TargetSpec, short("source", str), short("width", int, float)] | None = None
     calibration: Annotated[DataSpec, short("source", str)] | None = None
     evaluation: Annotated[DataSpec, short("source", str)] | None = None
-    method: Text = "kmeans-gradient"
+    method: Text = "hungarian-gradient"
     importance: Text | None = None
     granularity: Cut = "block"
     fit: FitSettings = FitSettings()

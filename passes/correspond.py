@@ -1,8 +1,9 @@
 """Match the parents' graphs: node by node, parameter by parameter, space by space.
 
 The graphs must be the same up to widths (:mod:`fxfuse.passes.matching`). Then the parameters of matched nodes
-correspond, and walking two layouts of one parameter side by side tells which space of the one is which of the other. Each parent is returned in the reference's words (its
-node names and space numbers), so that no later pass needs to translate; only sizes differ.
+correspond, and walking two layouts of one parameter side by side tells which space of the one is which of the other.
+Each parent is returned in the reference's words (its node names and space numbers), so that no later pass needs to
+translate; only sizes differ.
 """
 
 import copy

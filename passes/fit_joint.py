@@ -2,9 +2,9 @@
 
 The loss is the error of the answer plus the mean of the levels' errors (:mod:`fxfuse.passes.teacher`), whose weight
 fades from one to zero: the fused network is held to the parents' merged values at first, and its parts then learn to
-make up for what those values cannot all be at once. Nothing is stored but
-one mini-batch; the held-out objective is looked at regularly and the best state is kept, so the network never ends
-worse than it began by that measure.
+make up for what those values cannot all be at once. Nothing is stored but two mini-batches; the error of the answer on
+held-out samples is looked at regularly and the best state is kept, so the network never ends worse than it began by
+that measure.
 """
 
 import math
@@ -174,7 +174,7 @@ class _Run:
                 bar.advance()
                 if self.done % every == 0 or self.done == steps:
                     score = self.judge()
-                    if score[0] < self.best_score[0]:
+                    if score[1] < self.best_score[1]:
                         self.best_score = score
                         self.best = [p.detach().clone() for p in self.parameters]
                     now = time.monotonic()

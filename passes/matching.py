@@ -19,9 +19,11 @@ from fxfuse.errors import MismatchError
 from fxfuse.layouts import spaces_in
 from fxfuse.passes.graphs import attribute
 from fxfuse.passes.subgraph import parameters_of
-from fxfuse.types import Analysis, Layout, Leaf
+from fxfuse.types import Analysis, Layout, Leaf, TensorAxes
 
-IGNORED = frozenset({"inplace", "momentum", "track_running_stats", "eps", "affine", "elementwise_affine", "bias"})
+IGNORED = frozenset(
+    {"inplace", "momentum", "track_running_stats", "eps", "affine", "elementwise_affine", "bias", "dropout"}
+)
 """Constants of layers that say nothing about what the neurons are, or that their parameters show anyway."""
 
 _FUNCTIONS: tuple[Callable[[float], float], ...] = (float, lambda n: 1 / n, math.sqrt, lambda n: n**-0.5)
@@ -134,16 +136,19 @@ class _Matching:
         return False
 
     def _widths(self, a: fx.Node, b: fx.Node) -> Iterator[tuple[int, int]]:
-        """Sizes at the same places of both nodes' values and inputs, where those are neurons."""
-        theirs = [b, *b.all_input_nodes]
-        for mine, other in zip([a, *a.all_input_nodes], theirs, strict=False):
-            one, two = (
-                analysis.axes.values.get(node.name, analysis.axes.state.get(str(node.target)))
-                for analysis, node in ((self.reference, mine), (self.parent, other))
-            )
+        """Sizes at the same places of both nodes' values, inputs and parameters, where those are neurons."""
+        for one, two in zip(self._meanings(self.reference, a), self._meanings(self.parent, b), strict=False):
             if one is not None and two is not None:
                 for p, q in zip(one.dims, two.dims, strict=False):
                     yield from _sizes(p, q)
+
+    def _meanings(self, analysis: Analysis, node: fx.Node) -> Iterator[TensorAxes | None]:
+        values, state = analysis.axes.values, analysis.axes.state
+        for found in (node, *node.all_input_nodes):
+            yield values.get(found.name, state.get(str(found.target)))
+        if node.op == "call_module":
+            for key in analysis.program.module.get_submodule(str(node.target)).state_dict():
+                yield state.get(f"{node.target}.{key}")
 
 
 def _sizes(a: Layout, b: Layout) -> Iterator[tuple[int, int]]:
@@ -170,7 +175,7 @@ def _differs(reference: Analysis, a: fx.Node | None, parent: Analysis, b: fx.Nod
             return f"{analysis.program.name} ends"
         module = analysis.program.module
         what = _plain(module.get_submodule(str(node.target)) if node.op == "call_module" else _target(node))
-        return f"{analysis.program.name} has {what} at {node.name} (level {level_of(analysis, node.name)})"
+        return f"{analysis.program.name} has {what} at {node.name} ({_level_of(analysis, node)})"
 
     return MismatchError(
         f"the graphs of {reference.program.name} and {parent.program.name} differ: {place(reference, a)} where "
@@ -182,6 +187,15 @@ def _target(node: fx.Node) -> str:
     return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
 
 
-def level_of(analysis: Analysis, node: str) -> str:
-    """The name of the first level that a node is in."""
-    return next((level.name for level in analysis.partition.levels if node in level.nodes), "none")
+def _level_of(analysis: Analysis, node: fx.Node) -> str:
+    """In words: the first level that a node is in, or that reads it."""
+    levels = {name: level.name for level in reversed(analysis.partition.levels) for name in level.nodes}
+    queue, seen = [node], {node}
+    while queue:
+        found = queue.pop(0)
+        if found.name in levels:
+            return f"level {levels[found.name]}"
+        fresh = [user for user in found.users if user not in seen]
+        seen.update(fresh)
+        queue.extend(fresh)
+    return "in no level"

@@ -1,7 +1,8 @@
 """Apply the groupings to the parents' parameters: the fused graph, before any fitting.
 
 Every tensor of the target's state is ``W = sum_p M_p W_p U_p`` (:mod:`fxfuse.layouts`). A tensor that no space touches
-is the parents' weighted mean; integer buffers, which count or index, are the target's own.
+is the parents' weighted mean; integer buffers, which count or index, are the target's own, and so is what the graph
+does not use and some parent lacks.
 """
 
 import copy
@@ -33,7 +34,8 @@ def fused_state(
     with torch.no_grad():
         for name, own in target.program.module.state_dict().items():
             meaning = target.axes.state.get(name)
-            if meaning is None or not own.is_floating_point():
+            known = meaning is not None and all(name in names for names in pairs.names)
+            if meaning is None or not known or not (own.is_floating_point() or own.is_complex()):
                 out[name] = own.clone()
                 continue
             tensors = [state[names[name]] for state, names in zip(states, pairs.names, strict=True)]

@@ -62,7 +62,7 @@ def test_dump_and_parse_are_inverse() -> None:
     assert parse_recipe(dump_recipe(recipe)) == recipe
     least = Recipe(parents=("m:f",))
     assert parse_recipe(dump_recipe(least)) == least
-    assert dump_recipe(least) == "parents:\n- source: m:f\nmethod: kmeans-gradient\nseed: 0\n"
+    assert dump_recipe(least) == "parents:\n- source: m:f\nmethod: hungarian-gradient\nseed: 0\n"
 
 
 def test_relative_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_labels_wanted_and_missing(place: Path) -> None:
 
 def test_no_data_for_a_method_that_needs_some(place: Path) -> None:
     text = refused(place, FuseError, calibration=None)
-    assert text.startswith("The method 'kmeans-gradient' needs calibration data")
+    assert text.startswith("The method 'hungarian-gradient' needs calibration data")
 
 
 def test_unknown_names_suggest_the_nearest(place: Path) -> None:

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default=os.environ.get("FXFUSE_DATA"), required="FXFUSE_DATA" not in os.environ)
     parser.add_argument("--parents", required=True)
     parser.add_argument("--cache")
-    parser.add_argument("--methods", default="kmeans,kmeans-linear,kmeans-gradient")
+    parser.add_argument("--methods", default="kmeans,hungarian-linear,hungarian-gradient")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--images", type=int, default=10000, help="how many images to judge on")

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fxfuse import METHODS as METHODS_TABLE
 from fxfuse import fuse
 from fxfuse.models_zoo.data import Images, mnist
 from fxfuse.models_zoo.mlp import load_neuron_interpolation, load_otfusion
@@ -29,7 +30,7 @@ GROUPS = {
     "IID": ("otfusion", "mnist_mlp_{}.safetensors", (0, 1), 96.28, 0.3),
 }
 """Folder, file names, parents, the best peer's accuracy, and the CPU seconds that it took."""
-METHODS = "hungarian-gradient,kmeans-gradient,hungarian-linear,kmeans-linear,ot,rebasin,zip,transplant,hungarian,kmeans,average"
+METHODS = ",".join(METHODS_TABLE)
 
 
 def parents_of(root: Path, group: str) -> list[nn.Module]:
