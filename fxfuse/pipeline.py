@@ -26,7 +26,7 @@ from fxfuse.passes.fitting import FitPlan, Store
 from fxfuse.passes.group import group
 from fxfuse.passes.importance import ImportanceName, find_importance
 from fxfuse.passes.partition import partition
-from fxfuse.passes.resize import resize, scaled_sizes
+from fxfuse.passes.resize import scale
 from fxfuse.passes.rewrite import rewrite
 from fxfuse.passes.teacher import make_teacher
 from fxfuse.passes.trace import trace
@@ -249,7 +249,7 @@ def _target(
         return analyse(target, example, name="target", **options)
     if target == 1.0:
         return first
-    return resize(first, scaled_sizes(first.axes, float(target)))
+    return scale(first, float(target))
 
 
 def _analysis_notes(analysis: Analysis) -> Iterator[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from fxfuse.errors import MismatchError
+from fxfuse.layouts import spaces_in
 from fxfuse.passes.matching import match_nodes
 from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Space, TensorAxes
 
@@ -44,7 +45,7 @@ def _match(reference: Analysis, parent: Analysis) -> tuple[Analysis, Mapping[str
     if any(mine.name != theirs.name for mine, theirs in nodes.items()):
         module = _renamed(module, {theirs.name: mine.name for mine, theirs in nodes.items()})
     renamed = {theirs.name: mine.name for mine, theirs in nodes.items()}
-    axes = _translate(reference.axes, parent.axes, spaces, renamed)
+    axes = _translate(reference.axes, parent.axes, spaces, names, renamed)
     return Analysis(replace(parent.program, module=module), axes, reference.partition), names
 
 
@@ -83,9 +84,9 @@ def _state_names(mine: fx.GraphModule, theirs: fx.GraphModule, nodes: Mapping[fx
 # ------------------------------------------------------------------------------------------------ spaces
 
 
-def _match_spaces(reference: Analysis, parent: Analysis, names: Mapping[str, str]) -> dict[int, int]:
-    """The parent's space numbers by the reference's."""
-    found: dict[int, int] = {}
+def _match_spaces(reference: Analysis, parent: Analysis, names: Mapping[str, str]) -> dict[int, int | None]:
+    """The parent's space numbers by the reference's; ``None`` for one neuron, which no permutation shows."""
+    found: dict[int, int | None] = {}
     for name, axes in reference.axes.state.items():
         if name not in names:  # the graph does not use it, and the parent has none: the reference keeps its own
             continue
@@ -96,8 +97,9 @@ def _match_spaces(reference: Analysis, parent: Analysis, names: Mapping[str, str
             problem = _walk(a, b, found)
             if problem:
                 raise _differs(reference, name, axes, parent, names[name], theirs, f"in dimension {dim} {problem}")
-    if len(set(found.values())) < len(found):
-        twice = next(s for s, t in found.items() if list(found.values()).count(t) > 1)
+    numbers = [number for number in found.values() if number is not None]
+    twice = next((s for s, number in found.items() if number is not None and numbers.count(number) > 1), None)
+    if twice is not None:
         raise MismatchError(
             f"{parent.program.name} couples neurons at {reference.axes.spaces[twice].name} that are independent in "
             f"{reference.program.name}; fusing needs parents of one architecture up to widths"
@@ -118,14 +120,14 @@ def _differs(
     )
 
 
-def _walk(a: Layout, b: Layout, found: dict[int, int]) -> str | None:
+def _walk(a: Layout, b: Layout, found: dict[int, int | None]) -> str | None:
     """Enter the spaces that two layouts pair; what is wrong, if they do not match."""
     if isinstance(a, Leaf) and isinstance(b, Leaf):
         if a.space is None and b.space is None:
             return (
                 None if a.size == b.size else f"the sizes {a.size} and {b.size} are fixed (inputs, outputs, positions)"
             )
-        if a.space is None or b.space is None:
+        if a.space is None or (b.space is None and b.size > 1):
             return f"{a.size} indices are neurons in one and {b.size} are fixed in the other"
         if found.setdefault(a.space, b.space) != b.space:
             return f"neurons ({a.size} and {b.size}) are coupled differently"
@@ -139,25 +141,42 @@ def _holder(analysis: Analysis, name: str) -> str:
     return next((level.name for level in analysis.partition.levels if name in level.parameters), "none")
 
 
-def _translate(reference: Axes, axes: Axes, spaces: Mapping[int, int], nodes: Mapping[str, str]) -> Axes:
+def _translate(
+    reference: Axes, axes: Axes, spaces: Mapping[int, int | None], names: Mapping[str, str], nodes: Mapping[str, str]
+) -> Axes:
     """A parent's axes under the reference's space numbers and node names."""
-    number = {theirs: mine for mine, theirs in spaces.items()}
-    own = {mine: axes.spaces[theirs].size for mine, theirs in spaces.items()}
+    number = {theirs: mine for mine, theirs in spaces.items() if theirs is not None}
+    sizes = {mine: 1 if theirs is None else axes.spaces[theirs].size for mine, theirs in spaces.items()}
+    alike = {theirs: reference.state[mine] for mine, theirs in names.items() if mine in reference.state}
     return Axes(
-        spaces=tuple(Space(s.id, own.get(s.id, s.size), s.name, s.outer) for s in reference.spaces),
-        state={name: _renumber(meaning, number) for name, meaning in axes.state.items()},
-        values={nodes[n]: _renumber(meaning, number) for n, meaning in axes.values.items() if n in nodes},
-        observed={number[s]: tuple(nodes[n] for n in names) for s, names in axes.observed.items() if s in number},
+        spaces=tuple(Space(s.id, sizes.get(s.id, s.size), s.name, s.outer) for s in reference.spaces),
+        state={name: _reworded(alike.get(name), meaning, number) for name, meaning in axes.state.items()},
+        values={
+            nodes[node]: _reworded(reference.values.get(nodes[node]), meaning, number)
+            for node, meaning in axes.values.items()
+            if node in nodes
+        },
+        observed={number[s]: tuple(nodes[n] for n in seen) for s, seen in axes.observed.items() if s in number},
         opaque=axes.opaque,
     )
 
 
-def _renumber(meaning: TensorAxes, number: Mapping[int, int]) -> TensorAxes:
-    def walk(layout: Layout) -> Layout:
-        if isinstance(layout, Leaf):
-            return layout if layout.space is None else Leaf(layout.size, number.get(layout.space))
-        parts = tuple(walk(part) for part in layout.parts)
-        return Concat(parts) if isinstance(layout, Concat) else type(layout)(parts)
+def _reworded(like: TensorAxes | None, meaning: TensorAxes, number: Mapping[int, int]) -> TensorAxes:
+    """``meaning`` with the reference's space numbers; ``like`` is the reference's own meaning of the same tensor."""
 
-    reads = frozenset((dim, number[space]) for dim, space in meaning.reads if space in number)
-    return TensorAxes(tuple(walk(layout) for layout in meaning.dims), reads)
+    def walk(mine: Layout | None, layout: Layout) -> Layout:
+        if isinstance(layout, Leaf):
+            if layout.space is not None:
+                return Leaf(layout.size, number.get(layout.space))
+            return Leaf(1, mine.space) if layout.size == 1 and isinstance(mine, Leaf) else layout
+        known = mine.parts if isinstance(mine, type(layout)) else ()
+        parts = [known[i] if len(known) == len(layout.parts) else None for i in range(len(layout.parts))]
+        made = tuple(walk(p, part) for p, part in zip(parts, layout.parts, strict=True))
+        return Concat(made) if isinstance(layout, Concat) else type(layout)(made)
+
+    alike = like.dims if like is not None and len(like.dims) == len(meaning.dims) else (None,) * len(meaning.dims)
+    reads = {(dim, number[space]) for dim, space in meaning.reads if space in number}
+    dims = tuple(walk(mine, layout) for mine, layout in zip(alike, meaning.dims, strict=True))
+    if like is not None:
+        reads |= {(dim, space) for dim, space in like.reads if dim < len(dims) and space in spaces_in(dims[dim])}
+    return TensorAxes(dims, frozenset(reads))

@@ -153,7 +153,7 @@ class _Matching:
 
 def _sizes(a: Layout, b: Layout) -> Iterator[tuple[int, int]]:
     """Sizes of two layouts and of their parts, and where the parts of a concatenation begin."""
-    if not spaces_in(a) or not spaces_in(b):
+    if not spaces_in(a) and not spaces_in(b):
         return
     yield a.size, b.size
     if isinstance(a, Leaf) or isinstance(b, Leaf) or type(a) is not type(b):

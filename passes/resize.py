@@ -4,21 +4,48 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-from torch import fx, nn
+from torch import nn
 
 from fxfuse.errors import MethodError
-from fxfuse.layouts import resized
-from fxfuse.types import Analysis, Axes, TensorAxes
+from fxfuse.layouts import resized, spaces_in
+from fxfuse.passes.abstract import on_meta
+from fxfuse.passes.shapes import meta_shapes, value_shapes
+from fxfuse.passes.subgraph import output_nodes
+from fxfuse.types import Analysis, TensorAxes
 
 
-def scaled_sizes(axes: Axes, factor: float) -> dict[int, int]:
-    """Sizes of all spaces times ``factor``, at least 1. A space that owns others (heads, groups) keeps its number: its
-    blocks change width instead. Raises ``MethodError`` unless ``factor`` is positive."""
+def scale(analysis: Analysis, factor: float) -> Analysis:
+    """``analysis`` for a network whose spaces have ``factor`` times as many neurons, at least 1, where its code allows.
+
+    Of a space and the spaces inside it one keeps its size: heads keep their number and become wider; where the inner
+    size is a number in the code (the pieces of a maxout unit), the owners become more instead. What cannot be scaled
+    by itself either keeps its size, and the program's notes say so. Raises ``MethodError`` unless ``factor`` is
+    positive and some space can be scaled.
+    """
     if not factor > 0:
         raise MethodError(f"target width must be a positive factor. Got {factor!r}.")
-    owners = {space.outer for space in axes.spaces}
-    return {s.id: s.size if s.id in owners else max(1, round(s.size * factor)) for s in axes.spaces}
+    own = {s.id: s.size for s in analysis.axes.spaces}
+    wanted = {s.id: max(1, round(s.size * factor)) for s in analysis.axes.spaces}
+    owners = {s.outer for s in analysis.axes.spaces}
+    preferred = {s: n if s in owners else wanted[s] for s, n in own.items()}
+    reason = _misfit(analysis, preferred)
+    if reason is None:
+        return resize(analysis, preferred)
+    sizes = dict(own)
+    for outermost in (s for s in analysis.axes.spaces if s.outer is None):
+        inner = {s.id for s in analysis.axes.spaces if s.outer == outermost.id}
+        for chosen in (inner, {outermost.id}) if inner else ({outermost.id},):
+            trial = {s: wanted[s] if s in chosen else n for s, n in sizes.items()}
+            if _misfit(analysis, trial) is None:
+                sizes = trial
+                break
+    kept = [s.name for s in analysis.axes.spaces if sizes[s.id] == s.size != wanted[s.id] and s.outer is None]
+    if sizes == own and own != wanted:
+        raise _cannot(analysis, reason)
+    scaled, notes = resize(analysis, sizes), analysis.program.notes
+    if kept:
+        notes = (*notes, f"widths that are numbers in the model's code stay as they are: {', '.join(kept)}")
+    return replace(scaled, program=replace(scaled.program, notes=notes))
 
 
 def resize(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
@@ -26,6 +53,44 @@ def resize(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
 
     Raises ``MethodError`` if the graph has a size baked in that does not follow.
     """
+    resized_one = _rebuilt(analysis, sizes)
+    reason = _wrong_value(resized_one)
+    if reason is not None:
+        raise _cannot(analysis, reason)
+    return resized_one
+
+
+def _misfit(analysis: Analysis, sizes: Mapping[int, int]) -> str | None:
+    """Why the graph cannot have these sizes, if it cannot; nothing large is made to find out."""
+    program = replace(analysis.program, module=on_meta(analysis.program.module))
+    return _wrong_value(_rebuilt(replace(analysis, program=program), sizes))
+
+
+def _wrong_value(analysis: Analysis) -> str | None:
+    """The first thing about the values that is not as the axes say."""
+    meta = any(p.is_meta for p in analysis.program.module.parameters())
+    try:
+        shapes = (meta_shapes if meta else value_shapes)(analysis.program)
+    except Exception as error:  # whatever an operator says of sizes that do not fit
+        return str(error).strip().splitlines()[0]
+    outputs = {node.name for node in output_nodes(analysis.program.module.graph)}
+    for node, meaning in analysis.axes.values.items():
+        # Constants that follow a width (an initial state of zeros) are not neurons; an output must stay as it is.
+        sizes = [layout.size if node in outputs or spaces_in(layout) else None for layout in meaning.dims]
+        shape = shapes.get(node)
+        if shape is not None and any(n not in (None, m) for n, m in zip(sizes, shape, strict=True)):
+            return f"{node} has the shape {list(shape)} where {[layout.size for layout in meaning.dims]} would be right"
+    return None
+
+
+def _cannot(analysis: Analysis, reason: str) -> MethodError:
+    return MethodError(
+        f"{analysis.program.name} cannot be built at the requested width: {reason} "
+        "(a size is written as a number in the model's code). Give a target architecture instead of a factor."
+    )
+
+
+def _rebuilt(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
     module = copy.deepcopy(analysis.program.module)
     state = {
         name: TensorAxes(tuple(resized(layout, sizes) for layout in meaning.dims), meaning.reads)
@@ -40,10 +105,10 @@ def resize(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
         if list(old.shape) == shape:
             continue
         if isinstance(old, nn.Parameter):
-            fresh = replaced.setdefault(id(old), nn.Parameter(torch.zeros(shape, dtype=old.dtype), old.requires_grad))
+            fresh = replaced.setdefault(id(old), nn.Parameter(old.new_zeros(shape), old.requires_grad))
             setattr(holder, key, fresh)
         else:
-            setattr(holder, key, torch.ones(shape, dtype=old.dtype))
+            setattr(holder, key, old.new_ones(shape))
     for child in module.modules():
         _describe(child)
     axes = replace(
@@ -55,9 +120,7 @@ def resize(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
             for node, meaning in analysis.axes.values.items()
         },
     )
-    program = replace(analysis.program, module=module)
-    _check(program.module, analysis)
-    return Analysis(program, axes, analysis.partition)
+    return Analysis(replace(analysis.program, module=module), axes, analysis.partition)
 
 
 def _describe(module: nn.Module) -> None:
@@ -73,8 +136,9 @@ def _describe(module: nn.Module) -> None:
         depthwise = module.groups == module.in_channels and module.weight.shape[1] == 1
         module.groups = module.weight.shape[0] if depthwise and module.groups > 1 else module.groups
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-        module.num_features = module.running_mean.shape[0]
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        known = module.weight if module.running_mean is None else module.running_mean
+        module.num_features = module.num_features if known is None else known.shape[0]
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm) and weight is not None:
@@ -84,15 +148,5 @@ def _describe(module: nn.Module) -> None:
     elif isinstance(module, nn.RNNBase):
         gates, packed = {"LSTM": 4, "GRU": 3}.get(module.mode, 1), module.get_parameter("weight_ih_l0")
         module.input_size, module.hidden_size = packed.shape[1], packed.shape[0] // gates
-        module.flatten_parameters()
-
-
-def _check(module: fx.GraphModule, analysis: Analysis) -> None:
-    try:
-        with torch.no_grad():
-            module(*analysis.program.example)
-    except Exception as error:
-        raise MethodError(
-            f"{analysis.program.name} cannot be built at the requested width: {str(error).splitlines()[0]} "
-            "(a size is written as a number in the model's code). Give a target architecture instead of a factor."
-        ) from error
+        if not packed.is_meta:
+            module.flatten_parameters()

@@ -23,14 +23,20 @@ class _Shapes(fx.Interpreter):
         return result
 
 
+def meta_shapes(program: Program) -> dict[str, tuple[int, ...] | None]:
+    """The shapes as in :func:`value_shapes`, without computing anything; raises what an operator raises."""
+    recorder = _Shapes(on_meta(program.module))
+    with torch.inference_mode():
+        recorder.run(*(torch.empty_like(x, device="meta") for x in program.example))
+    return recorder.found
+
+
 def value_shapes(program: Program) -> dict[str, tuple[int, ...] | None]:
     """The shape of every node that yields a tensor, ``None`` for a node that yields several; others are left out."""
     try:
-        recorder = _Shapes(on_meta(program.module))
-        with torch.inference_mode():
-            recorder.run(*(torch.empty_like(x, device="meta") for x in program.example))
+        return meta_shapes(program)
     except Exception:  # an operator without a meta kernel: run it for real
         recorder = _Shapes(program.module)
         with torch.inference_mode():
             recorder.run(*program.example)
-    return recorder.found
+        return recorder.found
