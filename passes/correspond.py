@@ -156,7 +156,10 @@ def _translate(
             for node, meaning in axes.values.items()
             if node in nodes
         },
-        observed={number[s]: tuple(nodes[n] for n in seen) for s, seen in axes.observed.items() if s in number},
+        observed={
+            **{s: reference.observed.get(s, ()) for s, theirs in spaces.items() if theirs is None},
+            **{number[s]: tuple(nodes[n] for n in seen) for s, seen in axes.observed.items() if s in number},
+        },
         opaque=axes.opaque,
     )
 
