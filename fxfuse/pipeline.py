@@ -38,6 +38,8 @@ from fxfuse.samples import Samples
 from fxfuse.types import Analysis, FuseResult, Granularity, Grouping, LevelReport, Score, SpaceStatistics
 from fxfuse.weights import check_finite
 
+JOINT_STEPS_PER_LEVEL = 100
+"""Deeper networks have more to make up for, and take smaller steps."""
 Head = Literal["probabilities", "logits", "labels"]
 Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -150,7 +152,7 @@ def fuse(
             fused = rewrite(pairs, groupings, shares).to(where)
         reports: tuple[LevelReport, ...] = ()
         if samples is not None:
-            plan = _plan(preset, fit, shown)
+            plan = _plan(preset, fit, shown, len(pairs.reference.partition.levels))
             if plan.transformations:
                 notes.append(f"calibration inputs were also used transformed: {', '.join(plan.transformations)}")
             with clock.stage("fit"):
@@ -276,7 +278,7 @@ def _group(
     return group(spaces, statistics, widths, targets, preset.solver, preset.options, shares, seed)
 
 
-def _plan(preset: Preset, fit: FitSettings | None, example: Example) -> FitPlan:
+def _plan(preset: Preset, fit: FitSettings | None, example: Example, levels: int) -> FitPlan:
     given = fit or FitSettings()
     inputs = (
         (example,)
@@ -285,7 +287,7 @@ def _plan(preset: Preset, fit: FitSettings | None, example: Example) -> FitPlan:
     )
     plan = FitPlan(
         levels=preset.fit,
-        joint_steps=FitPlan().joint_steps if preset.joint else 0,
+        joint_steps=max(FitPlan().joint_steps, JOINT_STEPS_PER_LEVEL * levels) if preset.joint else 0,
         transformations=choose(given.augment, inputs),
     )
     chosen = {k: getattr(given, k) for k in ("steps", "joint_steps", "lr", "batch_size", "max_seconds")}

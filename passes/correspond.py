@@ -15,6 +15,7 @@ from torch import fx
 from fxfuse.errors import MismatchError
 from fxfuse.layouts import spaces_in
 from fxfuse.passes.matching import match_nodes
+from fxfuse.passes.partition import partition
 from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Space, TensorAxes
 
 
@@ -33,6 +34,9 @@ class Correspondence:
 
 def correspond(reference: Analysis, parents: Sequence[Analysis]) -> Correspondence:
     """Match every parent to ``reference``. Raises ``MismatchError`` naming the first differing level in each."""
+    richest = max(parents, key=lambda parent: len(parent.axes.spaces))
+    if len(richest.axes.spaces) > len(reference.axes.spaces):
+        reference = _in_words_of(richest, reference)
     matched = [_match(reference, parent) for parent in parents]
     return Correspondence(reference, tuple(a for a, _ in matched), tuple(n for _, n in matched))
 
@@ -47,6 +51,15 @@ def _match(reference: Analysis, parent: Analysis) -> tuple[Analysis, Mapping[str
     renamed = {theirs.name: mine.name for mine, theirs in nodes.items()}
     axes = _translate(reference.axes, parent.axes, spaces, names, renamed)
     return Analysis(replace(parent.program, module=module), axes, reference.partition), names
+
+
+def _in_words_of(richest: Analysis, reference: Analysis) -> Analysis:
+    """The reference with spaces where it has but one neuron and others have several."""
+    found, _ = _match(richest, reference)
+    boundary = {a.name: b.name for b, a in match_nodes(richest, reference).items()}
+    ends = tuple(boundary[level.boundary] for level in reference.partition.levels)
+    levels = partition(found.program, found.axes, ends).levels
+    return replace(found, partition=replace(reference.partition, levels=levels))
 
 
 def _renamed(module: fx.GraphModule, names: Mapping[str, str]) -> fx.GraphModule:
@@ -128,7 +141,8 @@ def _walk(a: Layout, b: Layout, found: dict[int, int | None]) -> str | None:
                 None if a.size == b.size else f"the sizes {a.size} and {b.size} are fixed (inputs, outputs, positions)"
             )
         if a.space is None or (b.space is None and b.size > 1):
-            return f"{a.size} indices are neurons in one and {b.size} are fixed in the other"
+            kinds = ("fixed", "neurons") if a.space is None else ("neurons", "fixed")
+            return f"{a.size} indices are {kinds[0]} and {b.size} are {kinds[1]}"
         if found.setdefault(a.space, b.space) != b.space:
             return f"neurons ({a.size} and {b.size}) are coupled differently"
         return None

@@ -31,6 +31,9 @@ CHECKS = 10
 BLOCK, ECHO = 2, 2
 """So many batches are drawn at a time, and gone through so often (data echoing, Choi et al., 2019): the parents, who
 cost as much as the training itself, answer each of them once."""
+WARM = 0.2
+"""The share of the steps in which the learning rate rises: Adam's first steps, taken at full size, would undo a state
+that is good already."""
 SAVE_SECONDS = 20.0
 KEY = "joint"
 
@@ -126,7 +129,9 @@ class _Run:
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
         held = min(max(1, round(plan.held * len(samples))), len(samples) - 1) if len(samples) > 1 else 0
         self.train = order[held:]
-        self.optimizer = adam(parameters, plan.lr)
+        # What the levels change adds up behind one another, so each may change the less the more there are.
+        self.lr = plan.lr * 2 / max(2, len(objective.nodes))
+        self.optimizer = adam(parameters, self.lr)
         self.block: list[tuple[tuple[Tensor, ...], list[Tensor]]] = []
         self.judges = self._judges(order[:held] if held else order)
         self.queue = self.train[:0]
@@ -192,7 +197,8 @@ class _Run:
 
     def _step(self) -> None:
         plan = self.plan
-        rate = plan.lr * 0.5 * (1 + math.cos(math.pi * self.done / plan.joint_steps))
+        warm = min(1.0, (self.done + 1) / (WARM * plan.joint_steps))
+        rate = self.lr * warm * 0.5 * (1 + math.cos(math.pi * self.done / plan.joint_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.done % (BLOCK * ECHO) == 0:

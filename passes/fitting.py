@@ -28,7 +28,8 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FitPlan:
-    """How to fit. ``steps`` are mini-batch steps per level, ``joint_steps`` those of all levels together (0: none);
+    """How to fit. ``steps`` are mini-batch steps per level, ``joint_steps`` those of all levels together (0: none; the
+    pipeline takes more for deeper networks);
     ``held`` is the share of the samples that only judge; ``budget`` the bytes that the moving front may hold."""
 
     levels: FitKind = "gradient"
