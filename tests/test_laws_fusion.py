@@ -78,21 +78,6 @@ def test_all_the_weight_on_one_parent_gives_that_parent(name):
         assert distance(outputs(fused, inputs), outputs(first.program.module, inputs)) < CLOSE, method
 
 
-WIDE = [name for name, entry in ZOO.items() if len(entry.widths) > 2]
-
-
-@pytest.mark.parametrize("name", [name for name in WIDE if name != "grouped"])
-def test_parents_of_two_widths_fuse_into_a_third(name):
-    first, second, third = (analysed(name, width, seed) for seed, width in enumerate(ZOO[name].widths[:3]))
-    inputs = ZOO[name].example(6, seed=9)
-    expected = [x.shape for x in outputs(first.program.module, inputs)]
-    for target in (second, third):
-        pairs = correspond(target, [first, second])
-        found = outputs(grouped(pairs, statistics(pairs, data(name, 16)), "hungarian"), inputs)
-        assert [x.shape for x in found] == expected
-        assert all(bool(x.isfinite().all()) for x in found)
-
-
 # ------------------------------------------------------------------------------------------ the pipeline
 
 FEW = FitSettings(steps=4, joint_steps=2, batch_size=16)
