@@ -1,0 +1,285 @@
+"""Levels: pinned counts, names, granularities, sharing, several outputs and tensors, linear time."""
+
+import itertools
+import time
+
+import pytest
+import torch
+import torchvision
+from laws import analysed, model
+from torch import fx, nn
+
+from fxfuse.errors import GraphError
+from fxfuse.models_zoo.randomise import randomise
+from fxfuse.models_zoo.zoo import ZOO
+from fxfuse.passes.partition import partition
+from fxfuse.passes.trace import trace
+from fxfuse.types import Axes, Program
+
+NO_AXES = Axes((), {}, {}, {})
+COUNTS = {
+    "vgg11_bn": 11,
+    "resnet18": 10,
+    "convnext_tiny": 23,
+    "mobilenet_v2": 20,  # stem, 17 inverted residuals of which 7 have no residual connection, head, classifier
+    "mobilenet_v3_small": 15,  # 11 inverted residuals
+    "efficientnet_b0": 19,  # 16 inverted residuals
+    "shufflenet_v2_x0_5": 19,
+    "regnet_y_400mf": 18,  # its first stage is one block: stages are no blocks all the same
+    "squeezenet1_0": 19,
+}
+SLOW_COUNTS = {
+    "resnet50": (18, 64),
+    "vit_b_16": (26, 224),
+    "swin_t": (29, 224),
+    "densenet121": (125, 64),
+    "inception_v3": (17, 96),
+    "mobilenet_v3_large": (19, 64),
+}
+
+
+def torchvision_levels(name, size=64):
+    options = {"aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
+    with torch.device("cpu"):
+        network = torchvision.models.get_model(name, weights=None, **options).eval()
+    return partition(trace(network, torch.randn(2, 3, size, size)), NO_AXES).levels
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_blocks_of_torchvision(name, count):
+    assert len(torchvision_levels(name)) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "expected"), SLOW_COUNTS.items())
+def test_blocks_of_large_torchvision(name, expected):
+    count, size = expected
+    assert len(torchvision_levels(name, size)) == count
+
+
+ZOO_COUNTS = {
+    "mlp": 3, "vgg11_bn": 9, "resnet20": 11, "resnet18": 10, "vit": 6, "unet": 12, "dense": 4, "mobile_se": 4,
+    "lstm": 4, "two_outputs": 5, "transformer_encoder": 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "count"), ZOO_COUNTS.items())
+def test_blocks_of_the_zoo(name, count):
+    assert len(analysed(name).partition.levels) == count
+
+
+def levels(module, *example, granularity="block", front_end="fx"):
+    program = trace(randomise(module).eval(), example, front_end=front_end)
+    return partition(program, NO_AXES, granularity)
+
+
+# --------------------------------------------------------------------------------------- block classes
+
+
+class Inverted(nn.Sequential):
+    def __init__(self, cin, cout):
+        super().__init__(
+            nn.Conv2d(cin, 2 * cin, 1), nn.ReLU6(), nn.Conv2d(2 * cin, cout, 3, padding=1), nn.BatchNorm2d(cout)
+        )
+        self.residual = cin == cout
+
+    def forward(self, x):
+        y = super().forward(x)
+        return x + y if self.residual else y
+
+
+class Mobile(nn.Module):
+    def __init__(self, *widths):
+        super().__init__()
+        self.stem = nn.Conv2d(3, widths[0], 3)
+        self.blocks = nn.Sequential(*[Inverted(a, b) for a, b in itertools.pairwise(widths)])
+        self.head = nn.Linear(widths[-1], 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+def test_instances_of_a_block_class_are_one_level(front_end):
+    found = levels(Mobile(4, 4, 6, 6, 8), torch.randn(2, 3, 8, 8), front_end=front_end)
+    assert [level.name for level in found.levels] == ["stem", *(f"blocks.{i}" for i in range(4)), "head"]
+
+
+def test_a_class_is_a_block_only_if_some_instance_is_one_level():
+    found = levels(Mobile(4, 6, 8), torch.randn(2, 3, 8, 8))
+    assert [level.name for level in found.levels] == [
+        "stem",
+        "blocks.0.0",
+        "blocks.0.2",
+        "blocks.1.0",
+        "blocks.1.2",
+        "head",
+    ]
+
+
+class Tapped(Mobile):
+    """Reads the inside of a block from outside: that block cannot be one level."""
+
+    def forward(self, x):
+        x = self.blocks[0](self.stem(x))
+        inside = self.blocks[1][1](self.blocks[1][0](x))
+        x = self.blocks[1][3](self.blocks[1][2](inside))
+        return self.head(x.mean((2, 3))), inside.mean((2, 3))
+
+
+def test_a_block_that_is_read_inside_stays_apart():
+    found = levels(Tapped(4, 4, 6), torch.randn(2, 3, 8, 8))
+    assert len([level for level in found.levels if level.name.startswith("blocks.1")]) == 2
+
+
+# ---------------------------------------------------------------------------------------- granularities
+
+
+def test_layers():
+    found = levels(Mobile(4, 4, 6), torch.randn(2, 3, 8, 8), granularity="layer").levels
+    assert [level.operators[0] for level in found if "onv" in level.operators[0]]
+    assert len(found) == 6
+    assert all(sum(op.startswith(("Conv", "Linear")) for op in level.operators) == 1 for level in found)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", ["resnet20", "vgg11_bn", "vit"])
+def test_a_number_of_levels(name, count):
+    found = analysed(name)
+    assert len(partition(found.program, found.axes, count).levels) == count
+
+
+def test_more_levels_than_there_are():
+    found = analysed("mlp")
+    assert len(partition(found.program, found.axes, 100).levels) == 3
+
+
+def test_names_are_the_boundaries():
+    found = analysed("vgg11_bn")
+    chosen = (found.partition.levels[2].boundary, found.partition.levels[5].boundary)
+    cut = partition(found.program, found.axes, chosen)
+    output = found.partition.levels[-1].boundary
+    assert [level.boundary for level in cut.levels] == [*chosen, output]
+    path = next(str(n.target) for n in found.program.module.graph.nodes if n.name == "features_4")
+    assert partition(found.program, found.axes, (path,)).levels[0].boundary == "features_4"
+
+
+def test_an_unknown_name_is_an_error_with_the_nearest():
+    found = analysed("mlp")
+    name = found.partition.levels[0].boundary
+    with pytest.raises(GraphError, match=f"called '{name}x'; did you mean '{name}'"):
+        partition(found.program, found.axes, (f"{name}x",))
+
+
+@pytest.mark.parametrize("granularity", [0, -1, True, 2.5, "blocks"])
+def test_what_granularity_must_be(granularity):
+    found = analysed("mlp")
+    with pytest.raises(GraphError, match="granularity must be"):
+        partition(found.program, found.axes, granularity)
+
+
+# ---------------------------------------------------------------------------------- sharing and outputs
+
+
+def test_a_parameter_of_two_levels_belongs_to_the_first():
+    found = analysed("shared_layers").partition
+    assert any("is shared between levels" in note for note in found.notes)
+
+
+class Recurrent(nn.Module):
+    """A tuple-valued node with parameters, whose parts are both used."""
+
+    def __init__(self, both_out):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.both_out = both_out
+
+    def forward(self, x):
+        y, (h, _) = self.lstm(x)
+        a, b = self.first(y[:, -1]), self.second(h[0])
+        return (a, b) if self.both_out else a + b
+
+
+@pytest.mark.parametrize("both_out", [False, True])
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+def test_tuples_end_no_level(both_out, granularity):
+    found = levels(Recurrent(both_out), torch.randn(2, 5, 4), granularity=granularity)
+    assert not any(level.boundary.startswith("lstm") for level in found.levels)
+    names = [p for level in found.levels for p in level.parameters]
+    assert sorted(names) == sorted(n for n, _ in Recurrent(True).named_parameters())
+
+
+def test_every_output_ends_a_level():
+    found = analysed("two_outputs")
+    final = next(node for node in reversed(found.program.module.graph.nodes) if node.op == "output")
+    boundaries = {level.boundary for level in found.partition.levels}
+    assert {node.name for node in final.all_input_nodes} <= boundaries
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.auxiliary = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_parameters_that_evaluation_does_not_use_are_noted():
+    found = levels(Unused(), torch.randn(2, 4))
+    assert "2 parameters are not used in evaluation mode (auxiliary.weight, ..)" in found.notes[0]
+
+
+def test_no_output_depends_on_the_input():
+    graph = fx.Graph()
+    graph.placeholder("x")
+    root = nn.Module()
+    root.register_parameter("w", nn.Parameter(torch.ones(3)))
+    graph.output(graph.get_attr("w"))
+    with pytest.raises(GraphError, match="returns no tensor that depends on its inputs"):
+        partition(Program("constant", fx.GraphModule(root, graph), (torch.ones(2, 3),), "fx"), NO_AXES)
+
+
+def test_what_a_level_says():
+    first = analysed("vgg11_bn").partition.levels[0]
+    assert first.name == "features.0"
+    assert first.operators[:2] == ("Conv2d 3x3", "BatchNorm2d")
+    assert first.shape == (-1, 4, 32, 32)
+    assert first.neuron_axis == 1
+    assert first.space == 0
+    assert first.inputs == ("x",)
+    assert model("vgg11_bn").get_parameter(first.parameters[0]).ndim == 4
+
+
+# --------------------------------------------------------------------------------------------- the time
+
+
+def chain(count: int) -> Program:
+    """A long residual network."""
+    graph, root = fx.Graph(), nn.Module()
+    x = graph.placeholder("x")
+    root.layer = nn.Linear(4, 4)
+    for i in range(count // 3):
+        root.add_module(f"l{i}", nn.Linear(4, 4))
+        y = graph.call_function(torch.relu, (graph.call_module(f"l{i}", (x,)),))
+        x = graph.call_function(torch.add, (x, y))
+    graph.output(x)
+    return Program("chain", fx.GraphModule(root, graph), (torch.randn(2, 4),), "fx")
+
+
+def test_ten_thousand_nodes_take_seconds():
+    program = chain(10_000)
+    start = time.process_time()
+    found = partition(program, NO_AXES)
+    assert time.process_time() - start < 60  # about 5 s, nearly all of it torch's meta kernels
+    assert len(found.levels) == 3333
+
+
+@pytest.mark.parametrize(("granularity", "count"), [("layer", 333), (50, 50)])
+def test_long_networks_at_other_granularities(granularity, count):
+    assert len(partition(chain(1000), NO_AXES, granularity).levels) == count
+
+
+def test_the_zoo_is_pinned_by_names_that_exist():
+    assert set(ZOO_COUNTS) <= set(ZOO)
