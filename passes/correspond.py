@@ -36,6 +36,8 @@ def correspond(reference: Analysis, parents: Sequence[Analysis]) -> Corresponden
     """Match every parent to ``reference``. Raises ``MismatchError`` naming the first differing level in each."""
     richest = max(parents, key=lambda parent: len(parent.axes.spaces))
     if len(richest.axes.spaces) > len(reference.axes.spaces):
+        for parent in parents:  # a mismatch of graphs is told in the reference's words
+            match_nodes(reference, parent)
         reference = _in_words_of(richest, reference)
     matched = [_match(reference, parent) for parent in parents]
     return Correspondence(reference, tuple(a for a, _ in matched), tuple(n for _, n in matched))

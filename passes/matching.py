@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.operator_schemas import normalize_function
 
 from fxfuse.errors import MismatchError
 from fxfuse.layouts import spaces_in
@@ -80,7 +81,12 @@ class _Matching:
             how = "" if plain else "the operators differ"
         if how or a.op == "placeholder":
             return how
-        return self._arguments(a, b, (a.args, a.kwargs), (b.args, b.kwargs))
+        how = self._arguments(a, b, (a.args, a.kwargs), (b.args, b.kwargs))
+        if how and a.op == "call_function":  # the same call may be spelled by position or by keyword
+            one, two = (_by_keyword(node) for node in (a, b))
+            if one is not None and two is not None:
+                return self._arguments(a, b, one, two)
+        return how
 
     def _layers(self, a: fx.Node, b: fx.Node) -> str:
         one = self.reference.program.module.get_submodule(str(a.target))
@@ -165,8 +171,25 @@ def _sizes(a: Layout, b: Layout) -> Iterator[tuple[int, int]]:
         yield start, other
 
 
+def _by_keyword(node: fx.Node) -> dict[str, Any] | None:
+    """A call's arguments by name, defaults included, where its signature is known."""
+
+    def kind(value: Any) -> Any:
+        return Tensor if isinstance(value, fx.Node) else type(value)
+
+    found = normalize_function(
+        node.target,  # type: ignore[arg-type]  # callers pass functions only
+        node.args,
+        dict(node.kwargs),
+        tuple(kind(value) for value in node.args),
+        {key: kind(value) for key, value in node.kwargs.items()},
+        normalize_to_only_use_kwargs=True,
+    )
+    return None if found is None else dict(found.kwargs)
+
+
 def _plain(value: Any) -> str:
-    return str(value) if len(str(value)) < 40 else f"{str(value)[:37]}..."
+    return str(value) if len(str(value)) < 80 else f"{str(value)[:77]}..."
 
 
 def _differs(reference: Analysis, a: fx.Node | None, parent: Analysis, b: fx.Node | None, how: str) -> MismatchError:

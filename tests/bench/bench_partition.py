@@ -64,9 +64,8 @@ def main() -> None:
             levels = partition(program, NO_AXES, granularity).levels
             seconds = time.process_time() - start
             nodes = len(program.module.graph.nodes)
-            print(
-                f"{make.__name__:9s} {nodes:6d} nodes {len(levels):6d} levels {seconds:7.2f} s {1e3 * seconds / nodes:6.3f} ms/node"
-            )
+            figures = f"{nodes:6d} nodes {len(levels):6d} levels {seconds:7.2f} s {1e3 * seconds / nodes:6.3f} ms/node"
+            print(f"{make.__name__:9s} {figures}")
 
 
 if __name__ == "__main__":
