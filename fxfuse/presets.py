@@ -16,8 +16,8 @@ from fxfuse.passes.solvers import SolverName
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One method. ``joint`` says whether all levels are fitted together at the end; ``head`` whether the output level
-    is fitted at all (methods of the literature that only rewrite leave it)."""
+    """One method: how neurons are grouped (``solver``, its ``options``, the ``importance`` that weighs them), what fits
+    the levels, and whether all of them are fitted together at the end (``joint``)."""
 
     summary: str
     solver: SolverName

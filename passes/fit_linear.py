@@ -111,9 +111,8 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
     elif isinstance(layer, nn.Conv1d):
         two = x.unsqueeze(-2) if x.ndim == 3 else x[None].unsqueeze(-2)
-        rows = _patches(
-            two, (1, layer.kernel_size[0]), (0, layer.padding), (1, layer.dilation[0]), (1, layer.stride[0])
-        )
+        padding = layer.padding if isinstance(layer.padding, str) else (0, layer.padding[0])
+        rows = _patches(two, (1, layer.kernel_size[0]), padding, (1, layer.dilation[0]), (1, layer.stride[0]))
     else:
         assert isinstance(layer, nn.Conv2d)
         four = x if x.ndim == 4 else x[None]
@@ -128,7 +127,6 @@ def _patches(x: Tensor, kernel, padding, dilation, stride) -> Tensor:  # type: i
         padding = (0, 0)
     elif padding == "valid":
         padding = (0, 0)
-    padding = tuple(p[0] if isinstance(p, tuple) else p for p in padding)
     return F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).flatten(0, 1)
 
 

@@ -83,7 +83,7 @@ def test_what_the_code_fixes_stays_and_is_said():
     scaled = scale(found, 2.0)
     assert "widths that are numbers in the model's code stay as they are: fixed.weight:0" in scaled.program.notes[-1]
     assert scaled.program.module.get_parameter("middle.0.weight").shape == (16, 4)
-    assert scaled.program.module.get_parameter("fixed.weight").shape == (6, 4)
+    assert scaled.program.module.get_parameter("fixed.weight").shape == (6, 8)
 
 
 def test_nothing_can_be_scaled():

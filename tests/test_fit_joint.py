@@ -1,0 +1,87 @@
+"""All levels together: the answer on held-out samples never gets worse; the same seed, the same bits; it resumes."""
+
+import pytest
+import torch
+from fits import CPU, case
+
+from fxfuse.passes import fit_joint as module
+from fxfuse.passes.fit_joint import fit_joint
+from fxfuse.passes.fitting import FitPlan
+from fxfuse.progress import QuietProgress
+
+PLAN = FitPlan(joint_steps=24, batch_size=16, held=0.25)
+
+
+def fit(made, plan=PLAN, store=None):
+    return fit_joint(
+        made.fused, made.teacher, made.samples, plan, device=CPU, seed=0, progress=QuietProgress(), store=store
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("digits_net", "probabilities"), ("mlp", "logits"), ("two_outputs", "logits")]
+)
+def test_the_answer_gets_better(name, head):
+    made = case(name, head, 64)
+    report = fit(made)
+    assert report is not None
+    assert report.steps == 24
+    assert report.answer_after < report.answer_before
+
+
+def test_a_ruinous_rate_changes_nothing():
+    made = case()
+    before = {k: v.clone() for k, v in made.fused.state_dict().items()}
+    report = fit(made, FitPlan(joint_steps=8, batch_size=16, lr=1e4))
+    assert report is not None
+    assert report.answer_after <= report.answer_before
+    if report.answer_after == report.answer_before:
+        assert all(torch.equal(v, before[k]) for k, v in made.fused.state_dict().items())
+
+
+def test_no_steps():
+    assert fit(case(), FitPlan(joint_steps=0)) is None
+
+
+def test_the_same_seed_gives_the_same_bits():
+    states = []
+    for _ in range(2):
+        made = case()
+        fit(made, FitPlan(joint_steps=8, batch_size=16, transformations=("shift", "mix")))
+        states.append(made.fused.state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+class StoppedError(Exception):
+    """Raised by the store."""
+
+
+class Store:
+    """Keeps what it is given and stops the run after ``stop`` of them."""
+
+    def __init__(self, stop):
+        self.kept, self.stop = {}, stop
+
+    def save(self, key, tensors, meta=None):
+        self.kept[key] = ({k: v.detach().clone() for k, v in tensors.items()}, dict(meta or {}))
+        self.stop -= 1
+        if self.stop == 0:
+            raise StoppedError
+
+    def load(self, key):
+        return self.kept.get(key)
+
+
+def test_it_goes_on_where_it_was_stopped_bit_for_bit(monkeypatch):
+    monkeypatch.setattr(module, "SAVE_SECONDS", -1.0)
+    plan = FitPlan(joint_steps=40, batch_size=16, transformations=("shift", "mix"))
+    whole = case()
+    fit(whole, plan)
+    store, again = Store(stop=2), case()
+    with pytest.raises(StoppedError):
+        fit(again, plan, store)
+    store.stop, once_more = 100, case()
+    report = fit(once_more, plan, store)
+    assert report is not None
+    state = whole.fused.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in once_more.fused.state_dict().items())

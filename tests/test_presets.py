@@ -1,0 +1,40 @@
+"""The table of methods: its keys, its parts, and that the solvers take the options given."""
+
+import pytest
+
+from fxfuse.errors import MethodError
+from fxfuse.passes.importance import find_importance
+from fxfuse.passes.solvers import find_solver
+from fxfuse.passes.solvers.table import check_options
+from fxfuse.presets import DEFAULT, METHODS, find_method
+
+
+def test_the_methods():
+    assert set(METHODS) == {
+        "average", "ot", "rebasin", "zip", "transplant", "hungarian", "kmeans", "hungarian-linear", "kmeans-linear",
+        "hungarian-gradient", "kmeans-gradient",
+    }  # fmt: skip
+    assert DEFAULT in METHODS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_made_of_parts_that_exist(name):
+    preset = find_method(name)
+    find_solver(preset.solver)
+    check_options(preset.solver, preset.options)
+    find_importance(preset.importance)
+    assert preset.fit in ("none", "linear", "gradient")
+    assert preset.summary
+    assert preset.needs_data == (name != "average")
+
+
+def test_a_fit_is_in_the_name():
+    for name, preset in METHODS.items():
+        assert preset.fit == "none" or name.endswith(f"-{preset.fit}")
+        assert preset.fit != "none" or "-" not in name
+        assert preset.fit != "none" or not preset.joint
+
+
+def test_an_unknown_method():
+    with pytest.raises(MethodError, match="unknown method 'kmaens': did you mean 'kmeans'"):
+        find_method("kmaens")
