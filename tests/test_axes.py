@@ -141,9 +141,12 @@ def test_time_is_linear_in_the_number_of_nodes(residual: bool) -> None:
             return n.head(x)
 
         p = program(Net(body, layers=layers, head=nn.Linear(4, 3)), tensor(4))
-        start = time.process_time()
-        axes(p)
-        return time.process_time() - start
+        times = []
+        for _ in range(3):  # the best of three: what else the machine does only ever adds
+            start = time.process_time()
+            axes(p)
+            times.append(time.process_time() - start)
+        return min(times)
 
     seconds(10)
     assert seconds(400) < 10 * max(seconds(100), 0.05)
