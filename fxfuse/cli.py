@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fxfuse.coverage.command import coverage_command
 from fxfuse.errors import FuseError
 from fxfuse.options import data_of, granularity_of, parents_of, recipe_of, target_of
 
@@ -303,6 +304,8 @@ def _inspect_notes(analysis: "Analysis") -> list[str]:
     notes = (*analysis.program.notes, *analysis.partition.notes)
     return [f"traced by {front}; {spaces}", *(f"note: {note}" for note in notes)]
 
+
+app.command("coverage")(coverage_command)
 
 # ---------------------------------------------------------------------------------------------- export, eval, methods
 

@@ -1,0 +1,255 @@
+"""The columns of the matrix: each is a law or a stage that the row's model must pass.
+
+Weights and running statistics are random and all different, so that nothing holds because neurons are alike. A column
+either returns what the page shows or raises; its reason is the first line of what it raised. Columns that need what
+an earlier one makes are not run after its failure.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxfuse.coverage.entry import Entry
+from fxfuse.export import to_onnx, to_pt2
+from fxfuse.export_tools import differences, outputs, quiet
+from fxfuse.models_zoo.randomise import randomise
+from fxfuse.passes.axis_law import permutation_error, permuted
+from fxfuse.passes.binding import Bound, bind, capture
+from fxfuse.passes.calibrate import calibrate
+from fxfuse.passes.checking import check_equal, difference, outputs_at, plain
+from fxfuse.passes.correspond import correspond
+from fxfuse.passes.group import group
+from fxfuse.passes.rewrite import rewrite
+from fxfuse.pipeline import analyse, fuse
+from fxfuse.presets import METHODS
+from fxfuse.recipe import FitSettings
+from fxfuse.samples import TensorSamples
+from fxfuse.types import Analysis, FuseResult
+
+LAW = 1e-9
+"""Largest change by a permutation, relative to the output, in double precision: rounding is about 1e-15."""
+CONTROL = 1e-6
+"""Smallest change when only every other tensor is permuted: the law must be able to fail."""
+SAME = 1e-5
+"""Largest relative difference in single precision between what must be the same."""
+SAMPLES = 8
+FIT = FitSettings(steps=2, joint_steps=2, batch_size=4, augment="none")
+
+
+class CheckError(Exception):
+    """A column does not hold; the message says by how much."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """A row's model and what the columns have made of it so far."""
+
+    entry: Entry
+    folder: Path
+    network: nn.Module
+    analysis: Analysis | None = None
+    result: FuseResult | None = None
+    program: torch.export.ExportedProgram | None = None
+
+    def bound(self, batch: int, seed: int) -> tuple[Bound, nn.Module]:
+        """Random arguments for the part that is fused, and that part."""
+        example = self.entry.example(batch, seed)
+        if self.entry.submodule is None:
+            return bind(self.network, example, self.entry.name), self.network
+        return capture(self.network, example, self.entry.submodule, self.entry.name)
+
+    def analysed(self) -> Analysis:
+        """The analysis; a column that needs it is not run without it."""
+        assert self.analysis is not None
+        return self.analysis
+
+    def fused(self) -> FuseResult:
+        """The fused network; likewise."""
+        assert self.result is not None
+        return self.result
+
+
+def subject(entry: Entry, folder: Path) -> Subject:
+    """The row's model with random weights."""
+    return Subject(entry, folder, randomise(entry.build(), 0).eval())
+
+
+# ------------------------------------------------------------------------------------------------ the columns
+
+
+def traced(row: Subject) -> str:
+    """A front end makes a graph of the model, and no module stays a closed leaf."""
+    row.analysis = analyse(row.network, row.entry.example(2), name=row.entry.name, submodule=row.entry.submodule)
+    kept = [note for note in row.analysis.program.notes if "opaque node" in note]
+    if kept:
+        raise CheckError(kept[0])
+    return row.analysis.program.front_end
+
+
+def equal(row: Subject) -> str:
+    """The graph computes what the model computes, at another batch size and on other inputs."""
+    bound, module = row.bound(4, 7)
+    want = outputs_at(module, bound, bound.tensors, row.entry.name)
+    graph = row.analysed().program.module
+    check_equal(module, graph, bound, [bound.tensors], [want])
+    with torch.no_grad():
+        return _number(difference(want, plain(graph(*bound.tensors)))[0])
+
+
+def spaces(row: Subject) -> str:
+    """There are neurons to match."""
+    found = row.analysed().axes.spaces
+    if not found:
+        raise CheckError("no neuron space was found")
+    return str(len(found))
+
+
+def opaque(row: Subject) -> str:
+    """Every operator has an axis rule."""
+    found = row.analysed().axes.opaque
+    if found:
+        names = ", ".join(sorted({f"{item.operator} ({item.where or item.node})" for item in found}))
+        raise CheckError(names)
+    return "0"
+
+
+def levels(row: Subject) -> str:
+    """The graph is cut into levels."""
+    return str(len(row.analysed().partition.levels))
+
+
+def permutation(row: Subject) -> str:
+    """A random permutation of every space leaves the outputs; permuting every other tensor alone does not."""
+    found = row.analysed()
+    worst = permutation_error(found.program, found.axes, seed=4)
+    if not worst <= LAW:
+        raise CheckError(f"outputs change by {worst:.2g}")
+    names = [name for name, axes in found.axes.state.items() if axes.dims]
+    control = permutation_error(found.program, found.axes, seed=4, keep=frozenset(names[::2]))
+    if not control >= CONTROL:
+        raise CheckError(f"the law cannot fail here: half a permutation changes outputs by only {control:.2g}")
+    return _number(worst)
+
+
+def itself(row: Subject) -> str:
+    """Matched with a permuted copy of itself and averaged, the network is itself."""
+    first = row.analysed()
+    twin = permuted(first.program, first.axes, 1).float()
+    pairs = correspond(first, [first, replace(first, program=replace(first.program, module=twin, name="copy"))])
+    inputs = row.bound(SAMPLES, 5)[0].tensors
+    shares, device = (0.5, 0.5), torch.device("cpu")
+    found = calibrate(
+        pairs.parents,
+        TensorSamples(inputs),
+        weights=shares,
+        device=device,
+        importance="uniform",
+        rows_per_sample=None,  # a neuron that fires at one position only has to be seen there
+    )
+    every = pairs.reference.axes.spaces
+    widths, targets = {s.id: pairs.widths(s.id) for s in every}, {s.id: s.size for s in every}
+    preset = METHODS["rebasin"]
+    groupings = group(every, found, widths, targets, preset.solver, preset.options, shares, 0)
+    worst = _apart(outputs(first.program.module, inputs), outputs(rewrite(pairs, groupings, shares), inputs))
+    return _number(worst)
+
+
+def fused(row: Subject) -> str:
+    """Two networks of random weights go through the whole of ``kmeans-gradient``."""
+    entry = row.entry
+    other = randomise(entry.build(), 1).eval()
+    row.result = fuse(
+        [row.network, other],
+        calibration=_data(entry),
+        method="kmeans-gradient",
+        fit=FIT,
+        compare=False,
+        device="cpu",
+        submodule=entry.submodule,
+    )
+    state = row.result.state_dict()
+    broken = [name for name, x in state.items() if x.is_floating_point() and not bool(x.isfinite().all())]
+    if broken:
+        raise CheckError(f"'{broken[0]}' is not finite after the fit")
+    before = row.analysed().program.module.state_dict()
+    if all(torch.equal(before[name], value) for name, value in state.items()):
+        raise CheckError("the fused network is the first parent")
+    return f"{len(row.result.levels)} levels"
+
+
+def strict(row: Subject) -> str:
+    """The model's own class takes the fused weights, and then computes what the fused network computes."""
+    own = row.network if row.entry.submodule is None else row.network.get_submodule(row.entry.submodule)
+    own.load_state_dict(row.fused().state_dict(), strict=True)
+    bound, module = row.bound(4, 8)
+    want = outputs_at(module, bound, bound.tensors, row.entry.name)
+    check_equal(module, row.fused().module, bound, [bound.tensors], [want])
+    with torch.no_grad():
+        return _number(difference(want, plain(row.fused().module(*bound.tensors)))[0])
+
+
+def exported(row: Subject) -> str:
+    """``torch.export`` with a free batch; the file is read back and compares equal."""
+    inputs = row.analysed().program.example
+    path = to_pt2(row.fused().module, inputs, row.folder / "model.pt2")
+    with quiet():
+        row.program = torch.export.load(path)
+        again = row.program.module()
+    path.unlink()
+    inputs = row.bound(3, 9)[0].tensors
+    return _number(_apart(outputs(row.fused().module, inputs), outputs(again, inputs), math.inf))
+
+
+def onnx(row: Subject) -> str:
+    """ONNX with a free batch; onnxruntime gives the same at batch sizes 1, 3 and 17."""
+    assert row.program is not None
+    report = to_onnx(row.program, row.analysed().program.example, row.folder / "model.onnx")
+    for file in row.folder.glob("model.onnx*"):
+        file.unlink()
+    return _number(report.max_rel)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its heading, its check, and the columns without which it cannot run."""
+
+    title: str
+    run: Callable[[Subject], str]
+    needs: tuple[str, ...] = ()
+
+
+COLUMNS: dict[str, Column] = {
+    "traced": Column("front end", traced),
+    "equal": Column("equal", equal, ("graph",)),
+    "spaces": Column("spaces", spaces, ("graph",)),
+    "opaque": Column("opaque", opaque, ("graph",)),
+    "levels": Column("levels", levels, ("graph",)),
+    "permutation": Column("permutation law", permutation, ("graph", "spaces")),
+    "self-fusion": Column("self-fusion law", itself, ("graph", "spaces")),
+    "fused": Column("fused", fused, ("graph",)),
+    "state_dict": Column("strict load", strict, ("fused",)),
+    "export": Column("torch.export", exported, ("fused",)),
+    "onnx": Column("ONNX", onnx, ("export",)),
+}
+"""The columns in the order in which they run. ``graph`` is what tracing makes, whether or not a leaf stays closed."""
+
+
+def _data(entry: Entry) -> Any:
+    example = entry.example(SAMPLES, 5)
+    return TensorSamples(example) if isinstance(example, tuple) else example
+
+
+def _apart(want: list[Tensor], have: list[Tensor], allowed: float = SAME) -> float:
+    worst = differences(want, have)[1]
+    if not worst <= allowed:
+        raise CheckError(f"outputs change by {worst:.2g}")
+    return worst
+
+
+def _number(error: float) -> str:
+    return "0" if error == 0 else f"{error:.0e}"
