@@ -142,11 +142,20 @@ def fuse_command(
     granularity: Annotated[str | None, typer.Option(help="block, layer, a number, or node names: a,b,c.")] = None,
     head: Annotated[str | None, typer.Option(help="probabilities, logits or labels.")] = None,
     share: Annotated[list[float] | None, typer.Option(help="A parent's share; repeat in their order.")] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASSES",
+            help="A parent's classes in the order of its outputs: cat,dog or 0-4,7; repeat in the parents' order. The "
+            "fused network knows them all.",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the fit per level.")] = None,
     joint_steps: Annotated[int | None, typer.Option(help="Steps of fitting all levels together.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the fit.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Batch size of the fit.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Time limit of the fit per level.")] = None,
+    start: Annotated[str | None, typer.Option(help="auto, or fused: never begin with a parent's weights.")] = None,
     augment: Annotated[str | None, typer.Option(help="auto, none, or names: shift,flip.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:1.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bits.")] = None,
@@ -171,7 +180,7 @@ def fuse_command(
     `fxfuse fuse recipe.yaml --method hungarian-linear --seed 1 --out again --onnx`
     """
     options: dict[str, Any] = {
-        "parents": parents_of(parent or [], weights or [], share or []),
+        "parents": parents_of(parent or [], weights or [], share or [], labels or []),
         "calibration": data_of(calibration),
         "evaluation": data_of(evaluation),
         "method": method,
@@ -185,6 +194,7 @@ def fuse_command(
             "lr": lr,
             "batch_size": batch_size,
             "max_seconds": max_seconds,
+            "start": start,
             "augment": augment if augment in (None, "auto", "none") else augment.split(","),
         },
         "device": device,

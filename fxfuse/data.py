@@ -7,7 +7,7 @@ batch's inputs, so that each can be bound to the argument of that name of the mo
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -118,6 +118,46 @@ class Unlabelled:
     def take(self, indices: Tensor) -> Batch:
         """The inputs at ``indices``."""
         return self.samples.take(indices)[0], None
+
+
+class Relabelled:
+    """Other samples whose labels are renumbered: label ``i`` becomes ``table[i]``."""
+
+    def __init__(self, samples: Samples, table: Tensor) -> None:
+        self.samples = samples
+        self.table = table
+        self.labelled = True
+
+    @property
+    def description(self) -> str:
+        """What the samples are."""
+        return self.samples.description
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples at ``indices``."""
+        inputs, labels = self.samples.take(indices)
+        return inputs, None if labels is None else self.table.to(labels.device)[labels]
+
+
+def in_label_space(samples: Samples, names: Sequence[str], what: str = "data") -> Samples:
+    """Samples whose labels are the rows of a fused head with classes ``names``.
+
+    Data whose classes have names is renumbered by them; other labels are those rows already. Raises ``DataError`` for
+    a named class that the head does not have, if it has any of the names.
+    """
+    own = class_names(samples) if samples.labelled else None
+    if own is None or tuple(own) == tuple(names) or not set(own) & set(names):
+        return samples
+    foreign = next((name for name in own if name not in names), None)
+    if foreign is not None:
+        raise DataError(
+            f"The {what} ({samples.description}) has the class {foreign!r}, which no parent's label map names; "
+            f"the classes are {', '.join(names)}."
+        )
+    return Relabelled(samples, torch.tensor([list(names).index(name) for name in own]))
 
 
 # ----------------------------------------------------------------------------------------------------------- checks

@@ -32,6 +32,7 @@ from fxfuse.export_tools import at_least_two, batched, differences, first_line, 
 
 CHECKED_BATCHES = (1, 3, 17)
 LEVELS_KEY = "fxfuse.levels"
+CLASSES_KEY = "fxfuse.classes"
 ONNX_TOLERANCE = 1e-3
 PT2_TOLERANCE = 1e-5
 
@@ -73,6 +74,7 @@ def to_onnx(
     path: str | Path,
     *,
     level_table: Sequence[Mapping[str, Any]] | None = None,
+    classes: Sequence[str] = (),
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     tolerance: float = ONNX_TOLERANCE,
@@ -80,7 +82,8 @@ def to_onnx(
     """Write ``module`` in evaluation mode as ONNX with a dynamic batch, and check it in onnxruntime.
 
     ``example`` is one small batch of inputs, first dimension the batch; inputs whose first dimension differs from the
-    first input's keep their size. ``level_table`` is stored as JSON under ``fxfuse.levels`` in the model's metadata.
+    first input's keep their size. ``level_table`` is stored as JSON under ``fxfuse.levels`` in the model's metadata,
+    the names of the ``classes``, in the order of the outputs, under ``fxfuse.classes``.
 
     Raises ``ExportError`` if an operator has no ONNX form (the message names it and where it stands), if the batch
     cannot be dynamic, or if the written file's relative difference exceeds ``tolerance``; ``OutputError`` if ``path``
@@ -107,6 +110,8 @@ def to_onnx(
     model = onnx_program.model
     if level_table is not None:
         model.metadata_props[LEVELS_KEY] = json.dumps([dict(row) for row in level_table])
+    if classes:
+        model.metadata_props[CLASSES_KEY] = json.dumps(list(classes))
     with staged(path) as temporary:
         with quiet():
             onnx_program.save(str(temporary))

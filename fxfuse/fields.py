@@ -58,6 +58,13 @@ def keys_of(value: object) -> tuple[int | str, ...]:
     raise ValueError(f"must be a key, a position or a list of them. Got {shown(value)}.")
 
 
+def class_name_of(value: object) -> str | int:
+    """A class by its name or its number."""
+    if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
+        return value
+    raise ValueError(f"must be the name or the number of a class. Got {shown(value)}.")
+
+
 def augment_of(value: object) -> Literal["auto", "none"] | tuple[str, ...]:
     """``auto``, ``none``, or names of transformations."""
     if value == "auto" or value == "none":
@@ -92,4 +99,5 @@ Device = Annotated[str, AfterValidator(device_of)]
 Keys = Annotated[tuple[int | str, ...], BeforeValidator(keys_of)]
 Labels = Annotated[bool | int | str, BeforeValidator(labels_of)]
 Share = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
+ClassName = Annotated[str | int, BeforeValidator(class_name_of)]
 Above0 = Annotated[float, BeforeValidator(fraction), Field(gt=0, allow_inf_nan=False)]

@@ -1,6 +1,7 @@
 """Options of the command line as entries of a recipe, written as in a recipe file and checked by its records."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,13 @@ def recipe_of(path: str | None, options: dict[str, Any]) -> "Recipe":
     return resolve(Recipe(**entries), Path.cwd())
 
 
-def parents_of(sources: list[str], weights: list[str], shares: list[float]) -> list[dict[str, Any]] | None:
+def parents_of(
+    sources: list[str], weights: list[str], shares: list[float], labels: Sequence[str] = ()
+) -> list[dict[str, Any]] | None:
     """One entry per parent; weight files go to the parents in their order."""
     if not sources:
-        if weights or shares:
-            raise RecipeError("--weights and --share belong to --parent: name the code of the parents too.")
+        if weights or shares or labels:
+            raise RecipeError("--weights, --share and --labels belong to --parent: name the code of the parents too.")
         return None
     parents = [_parent(source) for source in sources]
     if len(parents) == 1 and len(weights) > 1 and "weights" not in parents[0]:
@@ -44,7 +47,20 @@ def parents_of(sources: list[str], weights: list[str], shares: list[float]) -> l
         if len(shares) != len(parents):
             raise RecipeError(f"There must be one --share per --parent. Got {len(shares)} for {len(parents)}.")
         parents = [{**entry, "share": share} for entry, share in zip(parents, shares, strict=True)]
+    if labels:
+        if len(labels) != len(parents):
+            raise RecipeError(f"There must be one --labels per --parent. Got {len(labels)} for {len(parents)}.")
+        parents = [{**entry, "labels": _classes(own)} for entry, own in zip(parents, labels, strict=True)]
     return parents
+
+
+def _classes(text: str) -> list[str | int]:
+    """``cat,dog`` or ``0,1,5-9``: names, or numbers and ranges of them."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d+(-\d+)?", part) for part in parts):
+        return list(parts)
+    ends = [part.partition("-") for part in parts]
+    return [number for first, _, last in ends for number in range(int(first), int(last or first) + 1)]
 
 
 def _parent(text: str) -> dict[str, Any]:

@@ -13,18 +13,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from fxfuse.data import check, input_names, samples_from
+from fxfuse.data import check, in_label_space, input_names, samples_from
 from fxfuse.device import deterministic, pick_device
 from fxfuse.errors import DataError, FuseError, MethodError
+from fxfuse.label_space import LabelSpace, label_space
 from fxfuse.passes.augment import choose
 from fxfuse.passes.axes import axes
 from fxfuse.passes.calibrate import calibrate
+from fxfuse.passes.class_spaces import check_classes, check_same_classes, class_spaces, with_classes
 from fxfuse.passes.correspond import Correspondence, correspond
 from fxfuse.passes.fit import fit_levels
 from fxfuse.passes.fit_joint import JointReport, fit_joint
 from fxfuse.passes.fitting import FitPlan, Store
 from fxfuse.passes.group import group
 from fxfuse.passes.importance import ImportanceName, find_importance
+from fxfuse.passes.label_ensemble import LabelEnsemble, label_ensemble
 from fxfuse.passes.partition import partition
 from fxfuse.passes.resize import scale
 from fxfuse.passes.rewrite import rewrite
@@ -53,14 +56,18 @@ def analyse(
     leaves: Sequence[str] = (),
     submodule: str | None = None,
     front_end: Literal["auto", "fx", "export"] = "auto",
+    classes: int | None = None,
 ) -> Analysis:
     """All that the compiler finds out about a model before it sees data: its graph, its neuron spaces, its levels.
 
     ``example`` is a batch of two or more inputs: a tensor, a tuple of them, or a mapping by forward argument. The
-    model is copied and left as it is. Raises ``TraceError`` if no graph can be made of it.
+    model is copied and left as it is. With ``classes`` the outputs of that many classes may get others
+    (:mod:`fxfuse.label_space`). Raises ``TraceError`` if no graph can be made of it.
     """
     program = trace(module, example, name=name, leaves=leaves, submodule=submodule, front_end=front_end)
-    meaning = axes(program)
+    if classes is not None:
+        check_classes(program, classes)
+    meaning = axes(program, classes=classes)
     return Analysis(program, meaning, partition(program, meaning, granularity))
 
 
@@ -85,6 +92,7 @@ def fuse(
     target: nn.Module | float | None = None,
     weights: Sequence[float] | None = None,
     names: Sequence[str] | None = None,
+    labels: Sequence[Sequence[str | int] | None] | None = None,
     importance: str | None = None,
     granularity: Granularity = "block",
     fit: FitSettings | None = None,
@@ -106,6 +114,8 @@ def fuse(
     ``DataLoader``, a path or a ``DataSpec``. ``method`` names a preset (:mod:`fxfuse.presets`). ``target`` is the
     architecture that comes out: the first parent's by default, another module of the same graph (its weights do not
     matter), or a factor by which all widths are multiplied. ``weights`` are the parents' shares, equal by default.
+    ``labels`` says which class each of a parent's outputs is, one list of names or numbers per parent: the fused head
+    then has the union of the classes, and labels of the data are the union's.
     ``head`` says what the output is fitted to: the mean of the parents' probabilities, of their logits, or labels.
     ``evaluation`` is labelled data for the comparison in the result; nothing is fitted or chosen on it (without it the
     comparison is on the calibration data; ``compare=False`` leaves it out). ``example`` is needed only by a method
@@ -118,13 +128,16 @@ def fuse(
     importance_name = _importance(importance or preset.importance)
     where = pick_device(device)
     shares = _shares(parents, weights)
-    labels = _names(parents, names)
+    called = _names(parents, names)
+    union = None if labels is None else label_space(labels, called, shares)
+    counts = [None] * len(parents) if union is None else [len(own) for own in union.maps]
     progress = progress or QuietProgress()
     clock = _Clock()
     notes: list[str] = []
     with clock.stage("read data"):
-        samples = None if calibration is None else samples_from(calibration)
-        judged = None if evaluation is None else samples_from(evaluation)
+        classes = () if union is None else union.names
+        samples = None if calibration is None else in_label_space(samples_from(calibration), classes)
+        judged = None if evaluation is None else in_label_space(samples_from(evaluation), classes)
         _check_data(preset, method, samples, judged, head)
     with clock.stage("analyse"):
         shown = _example(example, samples, judged)
@@ -133,11 +146,13 @@ def fuse(
         }  # fmt: skip
         with progress.start(len(parents), "trace and analyse") as bar:
             analyses = []
-            for module, label in zip(parents, labels, strict=True):
-                check_finite(module, label)
-                analyses.append(analyse(module, shown, name=label, **options))
+            for module, name, count in zip(parents, called, counts, strict=True):
+                check_finite(module, name)
+                analyses.append(analyse(module, shown, name=name, classes=count, **options))
                 bar.advance()
-        pairs = correspond(_target(target, analyses[0], shown, options), analyses)
+        if union is None:
+            check_same_classes([analysis.program for analysis in analyses])
+        pairs = correspond(_target(target, analyses[0], shown, options, union), analyses)
         notes.extend(_analysis_notes(pairs.reference))
     with deterministic():
         with clock.stage("calibrate"):
@@ -145,11 +160,14 @@ def fuse(
             if samples is not None and preset.solver != "average":
                 statistics = calibrate(
                     pairs.parents, samples, weights=shares, device=where, importance=importance_name, seed=seed,
-                    progress=progress,
+                    classes=union, progress=progress,
                 )  # fmt: skip
         with clock.stage("group and rewrite"):
-            groupings = _group(pairs, statistics, preset, shares, seed)
+            groupings = _group(pairs, statistics, preset, shares, seed, union)
             fused = rewrite(pairs, groupings, shares).to(where)
+            answer = None
+            if union is not None:
+                answer = label_ensemble(union, shares, [p.program for p in pairs.parents], samples, device=where)
         reports: tuple[LevelReport, ...] = ()
         if samples is not None:
             plan = _plan(preset, fit, shown, len(pairs.reference.partition.levels))
@@ -157,7 +175,19 @@ def fuse(
                 notes.append(f"calibration inputs were also used transformed: {', '.join(plan.transformations)}")
             with clock.stage("fit"):
                 reports, joint = _fit(
-                    fused, pairs, groupings, statistics, shares, head, samples, plan, where, seed, progress, checkpoint
+                    fused,
+                    pairs,
+                    groupings,
+                    statistics,
+                    shares,
+                    head,
+                    samples,
+                    plan,
+                    where,
+                    seed,
+                    progress,
+                    checkpoint,
+                    answer,
                 )
             if joint is not None:
                 notes.append(_joint_note(joint))
@@ -171,7 +201,7 @@ def fuse(
                 notes.append("no evaluation data was given: the comparison is on the calibration data")
             scores = compare_networks(
                 [parent.program for parent in pairs.parents], fused, data, weights=shares, device=where,
-                average=_plain_average(pairs, shares), progress=progress,
+                average=_plain_average(pairs, shares, union), union=answer, progress=progress,
             )  # fmt: skip
     return FuseResult(
         module=fused,
@@ -180,11 +210,12 @@ def fuse(
         groupings=groupings,
         levels=reports,
         scores=scores,
+        classes=classes,
         notes=tuple(notes),
         timings=clock.seconds,
         settings={
             "method": method, "importance": importance_name, "head": head, "seed": seed, "device": str(where),
-            "weights": list(shares), "parents": list(labels),
+            "weights": list(shares), "parents": list(called),
             "calibration": None if samples is None else f"{len(samples)} samples: {samples.description}",
         },
     )  # fmt: skip
@@ -243,15 +274,17 @@ def _example(example: Example | None, *data: Samples | None) -> Example:
 
 
 def _target(
-    target: nn.Module | float | None, first: Analysis, example: Example, options: Mapping[str, Any]
+    target: nn.Module | float | None,
+    first: Analysis,
+    example: Example,
+    options: Mapping[str, Any],
+    union: LabelSpace | None,
 ) -> Analysis:
-    if target is None:
-        return first
     if isinstance(target, nn.Module):
-        return analyse(target, example, name="target", **options)
-    if target == 1.0:
-        return first
-    return scale(first, float(target))
+        return analyse(target, example, name="target", classes=None if union is None else union.size, **options)
+    fixed = () if union is None else class_spaces(first, len(union.maps[0]))
+    made = first if target is None or target == 1.0 else scale(first, float(target), fixed)
+    return made if union is None else with_classes(made, union, len(union.maps[0]))
 
 
 def _analysis_notes(analysis: Analysis) -> Iterator[str]:
@@ -271,11 +304,14 @@ def _group(
     preset: Preset,
     shares: tuple[float, ...],
     seed: int,
+    union: LabelSpace | None = None,
 ) -> dict[int, Grouping]:
-    spaces = pairs.reference.axes.spaces
+    classes = () if union is None else class_spaces(pairs.reference, union.size)
+    given = {space: union.grouping(space, shares) for space in classes} if union is not None else {}
+    spaces = tuple(space for space in pairs.reference.axes.spaces if space.id not in given)
     widths = {space.id: pairs.widths(space.id) for space in spaces}
     targets = {space.id: space.size for space in spaces}
-    return group(spaces, statistics, widths, targets, preset.solver, preset.options, shares, seed)
+    return given | group(spaces, statistics, widths, targets, preset.solver, preset.options, shares, seed)
 
 
 def _plan(preset: Preset, fit: FitSettings | None, example: Example, levels: int) -> FitPlan:
@@ -308,8 +344,9 @@ def _fit(
     seed: int,
     progress: Progress,
     store: Store | None,
+    union: LabelEnsemble | None,
 ) -> tuple[tuple[LevelReport, ...], JointReport | None]:
-    teacher = make_teacher(pairs, groupings, shares, statistics, head, device)
+    teacher = make_teacher(pairs, groupings, shares, statistics, head, device, union)
     reports = fit_levels(fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store)
     joint = fit_joint(fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store)
     return tuple(reports), joint
@@ -322,10 +359,12 @@ def _joint_note(joint: JointReport) -> str:
     )
 
 
-def _plain_average(pairs: Correspondence, shares: tuple[float, ...]) -> fx.GraphModule | None:
+def _plain_average(
+    pairs: Correspondence, shares: tuple[float, ...], union: LabelSpace | None
+) -> fx.GraphModule | None:
     """The mean of the weights as they stand, where the parents' widths allow it."""
     try:
-        groupings = _group(pairs, {}, find_method("average"), shares, 0)
+        groupings = _group(pairs, {}, find_method("average"), shares, 0, union)
     except FuseError:
         return None
     return rewrite(pairs, groupings, shares)

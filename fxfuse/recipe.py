@@ -18,6 +18,7 @@ from fxfuse.errors import RecipeError
 from fxfuse.fields import (
     Above0,
     Augment,
+    ClassName,
     Cut,
     Device,
     Extent,
@@ -48,7 +49,8 @@ class ParentSpec(Record):
     ``torch.export`` program (``.pt2``); a factory may be called with literals, ``net.py:build(width=32)``, or with
     ``args``. ``weights`` is a ``.safetensors`` file or one that ``torch.load(weights_only=True)`` reads; ``None``
     keeps what the factory or the program holds. ``share`` is relative to the other parents' shares; parents with
-    share 0 are aligned but do not count. ``name`` is for messages and reports.
+    share 0 are aligned but do not count. ``name`` is for messages and reports. ``labels`` says which class each of its
+    outputs is, by names or by numbers; the fused head has the union of all parents'.
     """
 
     source: Text
@@ -56,6 +58,7 @@ class ParentSpec(Record):
     weights: Text | None = None
     share: Share = 1.0
     name: Text | None = None
+    labels: tuple[ClassName, ...] | None = None
 
 
 class TargetSpec(Record):
@@ -170,6 +173,11 @@ class Recipe(Record):
             if names.count(name) > 1:
                 raise ValueError(f"`parents` must have different names. Got {name!r} twice.")
         return self
+
+    def labels(self) -> tuple[tuple[str | int, ...] | None, ...] | None:
+        """The parents' label maps, ``None`` where no parent has one."""
+        maps = tuple(parent.labels for parent in self.parents)
+        return None if all(own is None for own in maps) else maps
 
     def shares(self) -> tuple[float, ...]:
         """The parents' shares, scaled to sum to 1."""

@@ -138,6 +138,8 @@ def _summary(result: FuseResult) -> str:
     source = f"{count} networks" if count != 1 else "1 network"
     text = f"# {result.analysis.program.name}, fused from {source}\n\n"
     text += f"Parents: {names}. The fused network has {size} parameters.\n\n"
+    if result.classes:
+        text += f"Its {len(result.classes)} classes, in the order of its outputs: {', '.join(result.classes)}.\n\n"
     if count == 1:
         text += "With one parent there is nothing to merge: the fused network should do what the parent does.\n\n"
     return text + _verdict(result.scores)

@@ -21,15 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from fxfuse.data import Unlabelled, check, input_names, samples_from
+from fxfuse.data import Unlabelled, check, in_label_space, input_names, samples_from
 from fxfuse.device import pick_device
 from fxfuse.errors import DataError, FuseError, MethodError, OutputError, RecipeError
-from fxfuse.export import OnnxReport, load_result, to_onnx, to_pt2, to_safetensors
+from fxfuse.export import CLASSES_KEY, OnnxReport, load_result, to_onnx, to_pt2, to_safetensors
 from fxfuse.inputs import Example, guess
+from fxfuse.label_space import class_axis, label_space
 from fxfuse.output import OutputFolder, write_atomically
 from fxfuse.passes.binding import bind
 from fxfuse.passes.checking import outputs_at
-from fxfuse.passes.importance import answers, class_axis
+from fxfuse.passes.importance import answers
 from fxfuse.passes.verify import score
 from fxfuse.pipeline import analyse, fuse
 from fxfuse.presets import find_method
@@ -98,6 +99,7 @@ def run(
             target=inputs.target,
             weights=recipe.shares(),
             names=recipe.names(),
+            labels=recipe.labels(),
             importance=recipe.importance,
             granularity=recipe.granularity,
             fit=recipe.fit,
@@ -213,6 +215,8 @@ def _check_data(
 ) -> None:
     """Everything about the data, and whether every parent takes them."""
     classes: int | None = None
+    maps = recipe.labels()
+    union = None if maps is None else label_space(maps, recipe.names(), recipe.shares())
     for samples, what, most in ((calibration, "calibration data", None), (evaluation, "evaluation data", CHECKED)):
         if samples is None:
             continue
@@ -220,7 +224,10 @@ def _check_data(
         for parent in parents:
             found = _classes(parent, samples)
             classes = found if recipe.submodule is None else None
-        check(samples if _class_indices(samples) else _unlabelled(samples), classes, what=what, at_most=most)
+        if union is not None:
+            classes = union.size
+        read = samples if union is None else in_label_space(samples, union.names, what)
+        check(read if _class_indices(read) else _unlabelled(read), classes, what=what, at_most=most)
     if recipe.head == "labels" and calibration is not None and not calibration.labelled:
         raise DataError(
             f"The head is to be fitted to labels, but the calibration data ({calibration.description}) has none: "
@@ -332,14 +339,15 @@ def _write(
     """Write everything into the folder under way; the manifest last."""
     folder, example = output.folder, result.analysis.program.example
     module = result.module
-    weights = to_safetensors(module, folder / "model.safetensors")
+    named = {CLASSES_KEY: json.dumps(result.classes)} if result.classes else None
+    weights = to_safetensors(module, folder / "model.safetensors", named)
     to_pt2(module, example, folder / "model.pt2")
     write_report(result, folder)
     report = None
     if recipe.onnx:
         rows = json.loads((folder / "levels.json").read_text(encoding="utf-8"))["levels"]
         try:
-            report = to_onnx(module, example, folder / ONNX, level_table=rows)
+            report = to_onnx(module, example, folder / ONNX, level_table=rows, classes=result.classes)
         except FuseError as error:
             message = f"{error} (the fused levels are kept: --resume without --onnx writes the other files)"
             raise type(error)(message) from error
@@ -351,11 +359,12 @@ def _write(
         recipe.seed,
         method=recipe.method,
         parents=[
-            {"name": parent.name, "description": parent.description, "share": share}
-            for parent, share in zip(inputs.parents, recipe.shares(), strict=True)
+            {"name": parent.name, "description": parent.description, "share": share, "labels": spec.labels}
+            for parent, spec, share in zip(inputs.parents, recipe.parents, recipe.shares(), strict=True)
         ],
         calibration=inputs.calibration and inputs.calibration.description,
         evaluation=inputs.evaluation and inputs.evaluation.description,
+        classes=list(result.classes),
         settings=_jsonable(dict(result.settings)),
         timings=dict(result.timings),
         levels=[dataclasses.asdict(level) for level in result.levels],

@@ -253,7 +253,8 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class FuseResult:
-    """The fused network and the account of how it came about."""
+    """The fused network and the account of how it came about. ``classes`` names the rows of its head, where the parents
+    had label maps."""
 
     module: fx.GraphModule
     analysis: Analysis
@@ -261,6 +262,7 @@ class FuseResult:
     groupings: Mapping[int, Grouping]
     levels: tuple[LevelReport, ...]
     scores: tuple[Score, ...] = ()
+    classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

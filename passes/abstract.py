@@ -15,6 +15,7 @@ from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxfuse.errors import GraphError
+from fxfuse.label_space import class_axis
 from fxfuse.passes.algebra import Dims, check_owners, expand, fresh, pin, settle, size_of
 from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, tensors_in
 from fxfuse.types import Program
@@ -141,10 +142,14 @@ def _signature(tree: Any) -> Any:
 
 
 class Interpreter(fx.Interpreter):
-    """Runs the graph node by node under the mode, on meta tensors; ``failed`` counts nodes that could not run."""
+    """Runs the graph node by node under the mode, on meta tensors; ``failed`` counts nodes that could not run.
 
-    def __init__(self, module: fx.GraphModule, mode: Mode, shapes: "Shapes") -> None:
+    Outputs keep their order, except for the class axis of outputs with ``classes`` classes, where that is given.
+    """
+
+    def __init__(self, module: fx.GraphModule, mode: Mode, shapes: "Shapes", classes: int | None = None) -> None:
         super().__init__(module, garbage_collect_values=False)
+        self.classes = classes
         self.mode = mode
         self.shapes = shapes
         self.values: dict[str, Dims] = {}
@@ -155,7 +160,12 @@ class Interpreter(fx.Interpreter):
         self.mode.node = n.name
         if n.op == "output":
             result = super().run_node(n)
-            self.mode.pin_all(list(tensors_in(result)))
+            for tensor in tensors_in(result):
+                axis = class_axis(tensor.shape) if tensor.is_floating_point() else None
+                free = axis is not None and tensor.shape[axis] == self.classes
+                for i, dim in enumerate(self.mode.meaning(tensor).dims):
+                    if not (free and i == axis):
+                        pin(dim)
             return result
         try:
             result = super().run_node(n)

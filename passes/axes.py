@@ -22,12 +22,14 @@ BATCH = 1009
 """The batch size of the abstract run: a prime that divides no width, so that a reshape cannot mistake it for one."""
 
 
-def axes(program: Program, *, pinned: tuple[str, ...] = ()) -> Axes:
+def axes(program: Program, *, pinned: tuple[str, ...] = (), classes: int | None = None) -> Axes:
     """The neuron spaces of ``program``, what every dimension of its parameters and values means, and what is opaque.
 
-    ``pinned`` names graph nodes whose value must keep its order (for a user who knows better).
+    ``pinned`` names graph nodes whose value must keep its order (for a user who knows better). Outputs keep theirs, but
+    with ``classes`` the class axis of every output of that many classes is a neuron space like others: it may be given
+    another order and another number of classes.
     """
-    state, values, mode, batch = _interpret(program, pinned)
+    state, values, mode, batch = _interpret(program, pinned, classes)
     stored = [meaning.dims for meaning in state.values()] + mode.trace.derived
     while sum([_settled(dims) for dims in stored]):
         pass
@@ -80,14 +82,16 @@ def _origin(meaning: Meaning, name: str) -> str:
     return name
 
 
-def _interpret(program: Program, pinned: tuple[str, ...]) -> tuple[dict[str, Meaning], dict[str, Dims], Mode, int]:
+def _interpret(
+    program: Program, pinned: tuple[str, ...], classes: int | None
+) -> tuple[dict[str, Meaning], dict[str, Dims], Mode, int]:
     """Run the graph at a batch size that nothing else has; where nodes cannot run at it, at the example's own."""
     runs = []
     for batch in (BATCH, batch_of(program)):
         mode = Mode(Trace())
         module = on_meta(program.module)
         state = _state(program.module, module, mode)
-        interpreter = Interpreter(module, mode, Shapes(program, batch))
+        interpreter = Interpreter(module, mode, Shapes(program, batch), classes)
         with torch.inference_mode():
             inputs = []
             for example in program.example:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fxfuse.errors import DataError, MethodError, MismatchError
+from fxfuse.label_space import LabelSpace
 from fxfuse.layouts import neurons
 from fxfuse.passes.importance import (
     Attribute,
@@ -77,6 +78,7 @@ def calibrate(
     batch_size: int = 256,
     rows_per_sample: int | None = ROWS_PER_SAMPLE,
     seed: int = 0,
+    classes: LabelSpace | None = None,
     progress: Progress | None = None,
 ) -> dict[int, SpaceStatistics]:
     """Statistics of every neuron space that some value shows, by the number of the space.
@@ -84,7 +86,8 @@ def calibrate(
     The parents' graphs are the same up to widths: node names and space numbers agree. ``weights`` has one entry per
     parent and scales its importance. ``rows_per_sample`` limits the positions used per sample and space (``None``:
     all), ``importance_samples`` the samples that are differentiated (``None``: all). A space that nobody contracts is
-    seen on the last value that shows it; one that no value shows is left out. Statistics lie on the CPU. The result
+    seen on the last value that shows it; one that no value shows is left out. ``classes`` says which of the data's
+    labels, which are then the union's, are which of a parent's classes. Statistics lie on the CPU. The result
     depends on ``seed`` only through the positions.
 
     Raises :class:`DataError` for fewer than two samples, inputs that a parent rejects and activations that are not
@@ -95,7 +98,7 @@ def calibrate(
     _check(parents, samples, weights, batch_size, rows_per_sample)
     _check_spaces(parents)
     sums = _plan(parents, device)
-    pass_ = _Pass(parents, sums, attribute, device, rows_per_sample, seed)
+    pass_ = _Pass(parents, sums, attribute, device, rows_per_sample, seed, classes)
     progress = QuietProgress() if progress is None else progress
     floating = any(x.is_floating_point() for x in parents[0].program.example)
     if importance == "conductance" and not floating:
@@ -191,8 +194,10 @@ class _Pass:
         device: torch.device,
         rows_per_sample: int | None,
         seed: int,
+        classes: LabelSpace | None = None,
     ) -> None:
         self.parents = parents
+        self.classes = classes
         self.sums = sums
         self.attribute = attribute
         self.device = device
@@ -220,6 +225,8 @@ class _Pass:
     ) -> dict[int, dict[View, Tensor]]:
         """Rows of every view, after subsampling; importance is accumulated on the way."""
         parent, observer = self.parents[p], self.observers[p]
+        if labels is not None and self.classes is not None:
+            labels = self.classes.own_labels(p, labels)
         check_inputs(parent.program, inputs)
         batch = traced_batch(parent.axes, parent.program.module.graph)
         found: dict[int, dict[View, Tensor]] = {number: {} for number in self.sums}

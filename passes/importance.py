@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fxfuse.errors import MethodError, nearest
+from fxfuse.label_space import class_axis
 from fxfuse.layouts import neurons
 from fxfuse.passes.observe import Observer, Visit
 from fxfuse.types import Analysis, Space
@@ -47,21 +48,6 @@ Choice = tuple[int, Tensor] | None
 
 
 # ------------------------------------------------------------------------------------------------ the answer
-
-
-def class_axis(shape: torch.Size, labels: torch.Size | None = None) -> int | None:
-    """The dimension of an output that indexes classes, ``None`` if there is none.
-
-    Where there are labels, it is the one that they lack. Otherwise the last one of ``(B, C)`` and ``(B, T, C)``, the
-    second one of images and volumes ``(B, C, H, W)``.
-    """
-    if len(shape) < 2:
-        return None
-    if labels is not None:
-        fitting = [d for d in range(1, len(shape)) if shape[:d] + shape[d + 1 :] == labels]
-        if fitting:
-            return fitting[0] if len(shape) >= 4 else fitting[-1]
-    return 1 if len(shape) >= 4 else len(shape) - 1
 
 
 def choose(output: Any, labels: Tensor | None) -> list[Choice]:

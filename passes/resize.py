@@ -1,7 +1,7 @@
 """The same graph with other numbers of neurons: the target of a fusion that asks for another width."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -14,18 +14,18 @@ from fxfuse.passes.subgraph import output_nodes
 from fxfuse.types import Analysis, TensorAxes
 
 
-def scale(analysis: Analysis, factor: float) -> Analysis:
+def scale(analysis: Analysis, factor: float, fixed: Collection[int] = ()) -> Analysis:
     """``analysis`` for a network whose spaces have ``factor`` times as many neurons, at least 1, where its code allows.
 
     Of a space and the spaces inside it one keeps its size: heads keep their number and become wider; where the inner
     size is a number in the code (the pieces of a maxout unit), the owners become more instead. What cannot be scaled
-    by itself either keeps its size, and the program's notes say so. Raises ``MethodError`` unless ``factor`` is
-    positive and some space can be scaled.
+    by itself either keeps its size, and the program's notes say so; spaces in ``fixed`` keep theirs. Raises
+    ``MethodError`` unless ``factor`` is positive and some space can be scaled.
     """
     if not factor > 0:
         raise MethodError(f"target width must be a positive factor. Got {factor!r}.")
     own = {s.id: s.size for s in analysis.axes.spaces}
-    wanted = {s.id: max(1, round(s.size * factor)) for s in analysis.axes.spaces}
+    wanted = {s.id: s.size if s.id in fixed else max(1, round(s.size * factor)) for s in analysis.axes.spaces}
     owners = {s.outer for s in analysis.axes.spaces}
     preferred = {s: n if s in owners else wanted[s] for s, n in own.items()}
     reason = _misfit(analysis, preferred)

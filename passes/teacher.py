@@ -6,7 +6,8 @@ share of the target's variation that it misses, neurons weighted by the importan
     e = sum_j m_j ||y_j - t_j||^2 / sum_j m_j ||t_j - mean(t_j)||^2
 
 At an output the parents are combined as an ensemble: the weighted mean of their class probabilities (``head =
-probabilities``) or of their raw outputs (``logits``), or the labels take their place.
+probabilities``) or of their raw outputs (``logits``), or the labels take their place. Where parents know different
+classes, :mod:`fxfuse.passes.label_ensemble` combines them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxfuse.errors import MethodError
+from fxfuse.label_space import class_axis
 from fxfuse.layouts import merge_tensors, spaces_in
 from fxfuse.passes.augment import Mixture
 from fxfuse.passes.calibrate import at_shape, traced_batch
 from fxfuse.passes.correspond import Correspondence
-from fxfuse.passes.importance import class_axis
+from fxfuse.passes.label_ensemble import LabelEnsemble
 from fxfuse.passes.subgraph import output_nodes
 from fxfuse.types import Grouping, Leaf, SpaceStatistics
 
@@ -39,6 +41,8 @@ class Teacher:
     mass: Mapping[int, Tensor]
     """Importance per fused neuron of every space that is not inside another, mean 1."""
     outputs: tuple[str, ...] = field(default=())
+    union: LabelEnsemble | None = None
+    """How parents with different classes are combined, if they have."""
 
     def target(self, node: str, values: Sequence[Tensor]) -> Tensor:
         """The merged value of ``node`` from the parents' values of it."""
@@ -77,11 +81,15 @@ class Teacher:
     def answer(self, values: Sequence[Tensor], labels: Tensor | None = None, mixture: Mixture | None = None) -> Tensor:
         """The combined answer of the parents at one output, or the labels as probabilities."""
         axis = class_axis(values[0].shape)
+        union = self.union if self.union is not None and self.union.fits(values) else None
         if self.head == "labels":
             if labels is None or axis is None:
                 raise MethodError("head 'labels' needs labelled calibration data and an output with classes")
-            hard = F.one_hot(labels, values[0].shape[axis]).movedim(-1, axis).to(values[0].dtype)
+            classes = values[0].shape[axis] if union is None else union.labels.size
+            hard = F.one_hot(labels, classes).movedim(-1, axis).to(values[0].dtype)
             return hard if mixture is None else mixture.apply(hard)
+        if union is not None:
+            return union.logits(values) if self.head == "logits" else union.probabilities(values)
         if self.head == "logits" or axis is None:
             return sum((w * v for w, v in zip(self.weights, values, strict=True)), torch.zeros_like(values[0]))
         parts = [w * probabilities(v, axis) for w, v in zip(self.weights, values, strict=True)]
@@ -105,6 +113,7 @@ def make_teacher(
     statistics: Mapping[int, SpaceStatistics],
     head: str,
     device: torch.device,
+    union: LabelEnsemble | None = None,
 ) -> Teacher:
     """A teacher whose neuron masses come from the statistics' importances (uniform where there are none). Its matrices
     lie on ``device`` in single precision, where they meet the values."""
@@ -124,7 +133,7 @@ def make_teacher(
             mass[space.id] = total / total.mean()
     outputs = tuple(node.name for node in output_nodes(pairs.reference.program.module.graph))
     near = {number: _near(grouping, device) for number, grouping in groupings.items()}
-    return Teacher(pairs, near, weights, head, mass, outputs)
+    return Teacher(pairs, near, weights, head, mass, outputs, union)
 
 
 def _near(grouping: Grouping, device: torch.device) -> Grouping:

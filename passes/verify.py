@@ -14,8 +14,9 @@ classifier; outputs that already are probabilities are taken as such. Labels of 
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxfuse.errors import DataError
-from fxfuse.passes.importance import answers, class_axis
+from fxfuse.label_space import class_axis
+from fxfuse.passes.importance import answers
+from fxfuse.passes.label_ensemble import LabelEnsemble
 from fxfuse.passes.observe import evaluating, to_device
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.samples import Samples, batches
@@ -77,13 +80,16 @@ def compare(
     device: torch.device,
     average: Network | None = None,
     others: Mapping[str, Network] | None = None,
+    union: LabelEnsemble | None = None,
     batch_size: int = 256,
     progress: Progress | None = None,
 ) -> tuple[Score, ...]:
     """The comparison table: each parent, the two ensembles, the plain average if given, ``others`` by name, the fused.
 
     Every network runs once per batch. ``weights`` are the parents' in the ensembles. Where outputs are no logits, the
-    mean output stands for both ensembles. Raises :class:`DataError` as :func:`score`.
+    mean output stands for both ensembles. With ``union`` all are judged over the union of the parents' classes: a
+    parent is never right on a class that it does not know, and has no loss. Raises :class:`DataError` as
+    :func:`score`.
     """
     programs = {f"{i} {program.name}": program.module for i, program in enumerate(parents)}
     rest: dict[str, Network] = {} if average is None else {"average": average}
@@ -96,9 +102,9 @@ def compare(
         for inputs, labels in batches(samples, batch_size):
             read = running.read(inputs, labels)
             of_parents, of_rest = read[: len(programs)], read[len(programs) :]
-            mean, vote = _ensembles(of_parents, shares)
-            for name, own in zip(programs, of_parents, strict=True):
-                table.add(name, own, labels, vote, mean)
+            mean, vote = _ensembles(of_parents, shares) if union is None else _united(of_parents, union)
+            for p, (name, own) in enumerate(zip(programs, of_parents, strict=True)):
+                table.add(name, own if union is None else _embedded(own, union, p), labels, vote, mean)
             if vote is not None:
                 table.add(_PROBABILITIES, vote, labels, vote, None)
             table.add(_MEAN if mean.logits is None else _LOGITS, mean, labels, vote, mean)
@@ -205,6 +211,22 @@ def _ensembles(parents: Sequence[Reading], shares: Sequence[float]) -> tuple[Rea
     return Reading(output, mean), Reading(output, chances.clamp_min(1e-300).log())
 
 
+def _united(parents: Sequence[Reading], union: LabelEnsemble) -> tuple[Reading, Reading]:
+    """The same over the union of the parents' classes: uncalibrated logits, and calibrated probabilities."""
+    rows = [own.logits for own in parents if own.logits is not None]
+    if len(rows) < len(parents) or not union.fits(rows):
+        counts = ", ".join(str(list(own.output.shape)) for own in parents)
+        raise DataError(f"the parents' outputs, {counts}, are not answers between the classes of their label maps")
+    mean, chances = union.logits(rows), union.probabilities(rows)
+    return Reading(mean, mean), Reading(chances, chances.clamp_min(1e-300).log())
+
+
+def _embedded(own: Reading, union: LabelEnsemble, parent: int) -> Reading:
+    """One parent's answer over the union; what it does not know cannot be its answer."""
+    assert own.logits is not None
+    return replace(own, logits=union.labels.spread(parent, own.logits, float("-inf")))
+
+
 # ---------------------------------------------------------------------------------------------------- figures
 
 
@@ -271,7 +293,7 @@ class _Table:
         return Score(
             name=name if shown is None else shown,
             accuracy=sums.right / sums.labelled if judged else None,
-            loss=sums.loss / sums.labelled if sums.labelled else None,
+            loss=sums.loss / sums.labelled if sums.labelled and math.isfinite(sums.loss) else None,
             agreement=sums.agreed / sums.compared if sums.compared else None,
             parameters=parameters,
             error=sums.distance / sums.energy if sums.energy > 0 and not judged else None,

@@ -19,6 +19,13 @@ def test_weights_go_to_the_parents_in_order() -> None:
     assert parents_of([], [], []) is None
 
 
+def test_label_maps_go_to_the_parents_in_order() -> None:
+    maps = parents_of(["m:f", "m:g"], [], [], ["cat, dog", "0,3-5"])
+    assert maps == [{"source": "m:f", "labels": ["cat", "dog"]}, {"source": "m:g", "labels": [0, 3, 4, 5]}]
+    with pytest.raises(RecipeError, match="one --labels per --parent. Got 1 for 2"):
+        parents_of(["m:f", "m:g"], [], [], ["a,b"])
+
+
 def test_an_equals_sign_in_a_call_belongs_to_the_call() -> None:
     assert parents_of(["n.py:f(width=3)"], [], []) == [{"source": "n.py:f(width=3)"}]
     assert parents_of(["n.py:f(width=3, b='x')=a.pt"], [], []) == [
