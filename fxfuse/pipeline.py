@@ -4,6 +4,7 @@
 stage is a function of its own that may be called by itself; this file only hands their results on.
 """
 
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,17 +24,19 @@ from fxfuse.passes.calibrate import calibrate
 from fxfuse.passes.class_spaces import check_classes, check_same_classes, class_spaces, with_classes
 from fxfuse.passes.correspond import Correspondence, correspond
 from fxfuse.passes.fit import fit_levels
-from fxfuse.passes.fit_joint import JointReport, fit_joint
+from fxfuse.passes.fit_joint import FUSED, JointReport, fit_joint
 from fxfuse.passes.fitting import FitPlan, Store
 from fxfuse.passes.group import group
 from fxfuse.passes.importance import ImportanceName, find_importance
 from fxfuse.passes.label_ensemble import LabelEnsemble, label_ensemble
 from fxfuse.passes.partition import partition
+from fxfuse.passes.reads import regressed
 from fxfuse.passes.resize import scale
-from fxfuse.passes.rewrite import rewrite
+from fxfuse.passes.rewrite import fused_state, rewrite
 from fxfuse.passes.teacher import make_teacher
 from fxfuse.passes.trace import trace
 from fxfuse.passes.verify import compare as compare_networks
+from fxfuse.passes.weight_matching import match_weights
 from fxfuse.presets import DEFAULT, Preset, find_method
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.recipe import FitSettings
@@ -41,7 +44,7 @@ from fxfuse.samples import Samples
 from fxfuse.types import Analysis, FuseResult, Granularity, Grouping, LevelReport, Score, SpaceStatistics
 from fxfuse.weights import check_finite
 
-JOINT_STEPS_PER_LEVEL = 100
+JOINT_STEPS_PER_LEVEL = 50
 """Deeper networks have more to make up for, and take smaller steps."""
 Head = Literal["probabilities", "logits", "labels"]
 Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -157,13 +160,13 @@ def fuse(
     with deterministic():
         with clock.stage("calibrate"):
             statistics: dict[int, SpaceStatistics] = {}
-            if samples is not None and preset.solver != "average":
+            if samples is not None and preset.observes:
                 statistics = calibrate(
                     pairs.parents, samples, weights=shares, device=where, importance=importance_name, seed=seed,
-                    classes=union, progress=progress,
+                    views=preset.views, classes=union, progress=progress,
                 )  # fmt: skip
         with clock.stage("group and rewrite"):
-            groupings = _group(pairs, statistics, preset, shares, seed, union)
+            groupings, statistics = _group(pairs, statistics, preset, importance_name, shares, seed, union)
             fused = rewrite(pairs, groupings, shares).to(where)
             answer = None
             if union is not None:
@@ -302,16 +305,29 @@ def _group(
     pairs: Correspondence,
     statistics: Mapping[int, SpaceStatistics],
     preset: Preset,
+    importance: ImportanceName,
     shares: tuple[float, ...],
     seed: int,
     union: LabelSpace | None = None,
-) -> dict[int, Grouping]:
+) -> tuple[dict[int, Grouping], dict[int, SpaceStatistics]]:
+    """The groupings, and the statistics that they were made from."""
     classes = () if union is None else class_spaces(pairs.reference, union.size)
     given = {space: union.grouping(space, shares) for space in classes} if union is not None else {}
     spaces = tuple(space for space in pairs.reference.axes.spaces if space.id not in given)
-    widths = {space.id: pairs.widths(space.id) for space in spaces}
-    targets = {space.id: space.size for space in spaces}
-    return given | group(spaces, statistics, widths, targets, preset.solver, preset.options, shares, seed)
+    if preset.statistics == "weights":
+        matched = match_weights(
+            pairs, shares, preset.solver, preset.options, search=preset.search, importance=importance, seed=seed,
+            given=given,
+        )  # fmt: skip
+        groupings, made = matched.groupings, matched.statistics
+    else:
+        widths = {space.id: pairs.widths(space.id) for space in spaces}
+        targets = {space.id: space.size for space in spaces}
+        made = dict(statistics)
+        groupings = given | group(spaces, made, widths, targets, preset.solver, preset.options, shares, seed)
+    if preset.reads == "regression":
+        groupings = regressed(spaces, groupings, statistics)
+    return groupings, made
 
 
 def _plan(preset: Preset, fit: FitSettings | None, example: Example, levels: int) -> FitPlan:
@@ -326,7 +342,7 @@ def _plan(preset: Preset, fit: FitSettings | None, example: Example, levels: int
         joint_steps=max(FitPlan().joint_steps, JOINT_STEPS_PER_LEVEL * levels) if preset.joint else 0,
         transformations=choose(given.augment, inputs),
     )
-    chosen = {k: getattr(given, k) for k in ("steps", "joint_steps", "lr", "batch_size", "max_seconds")}
+    chosen = {k: getattr(given, k) for k in ("steps", "joint_steps", "lr", "batch_size", "max_seconds", "start")}
     chosen = {k: v for k, v in chosen.items() if v is not None and not (k == "joint_steps" and not preset.joint)}
     return replace(plan, **chosen)
 
@@ -348,26 +364,53 @@ def _fit(
 ) -> tuple[tuple[LevelReport, ...], JointReport | None]:
     teacher = make_teacher(pairs, groupings, shares, statistics, head, device, union)
     reports = fit_levels(fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store)
-    joint = fit_joint(fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store)
+    starts = (
+        _starts(pairs, shares, None if union is None else union.labels)
+        if plan.joint_steps and plan.start == "auto"
+        else {}
+    )
+    joint = fit_joint(
+        fused, teacher, samples, plan, device=device, seed=seed, progress=progress, store=store, starts=starts
+    )
     return tuple(reports), joint
 
 
 def _joint_note(joint: JointReport) -> str:
+    began = f"from the weights of {joint.start}, which decided better than the fused ones; "
+    others = ", ".join(f"{name} {share:.1%}" for name, share in joint.starts.items())
     return (
-        f"all levels together: held-out objective {joint.before:.4g} -> {joint.after:.4g} "
-        f"(answer {joint.answer_before:.4g} -> {joint.answer_after:.4g}) in {joint.steps} steps"
+        f"all levels together: {'' if joint.start == FUSED else began}held-out error of the answer "
+        f"{joint.answer_before:.4g} -> {joint.answer_after:.4g} in {joint.steps} steps (other decisions at the start: {others})"
     )
 
 
-def _plain_average(
+def _starts(pairs: Correspondence, shares: tuple[float, ...], union: LabelSpace | None) -> dict[str, dict[str, Tensor]]:
+    """The own weights of the parents that have a share, under the target's names, where widths are the target's."""
+    out = {}
+    for p, parent in enumerate(pairs.parents):
+        state = _plain_state(pairs, tuple(float(q == p) for q in range(len(shares))), union) if shares[p] > 0 else None
+        if state is not None:
+            out[parent.program.name] = state
+    return out
+
+
+def _plain_state(
     pairs: Correspondence, shares: tuple[float, ...], union: LabelSpace | None
-) -> fx.GraphModule | None:
+) -> dict[str, Tensor] | None:
     """The mean of the weights as they stand, where the parents' widths allow it."""
     try:
-        groupings = _group(pairs, {}, find_method("average"), shares, 0, union)
+        return fused_state(pairs, _group(pairs, {}, find_method("average"), "uniform", shares, 0, union)[0], shares)
     except FuseError:
         return None
-    return rewrite(pairs, groupings, shares)
+
+
+def _plain_average(pairs: Correspondence, shares: tuple[float, ...], union: LabelSpace | None) -> fx.GraphModule | None:
+    state = _plain_state(pairs, shares, union)
+    if state is None:
+        return None
+    module = copy.deepcopy(pairs.reference.program.module)
+    module.load_state_dict(state)
+    return module.eval()
 
 
 __all__ = ["analyse", "fuse"]

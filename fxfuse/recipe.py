@@ -36,6 +36,7 @@ from fxfuse.records import Record, shown
 
 Head = Literal["probabilities", "logits", "labels"]
 FrontEndChoice = Literal["auto", "fx", "export"]
+Start = Literal["auto", "fused"]
 Choice = Literal["first", "balanced", "random"]
 Channels = Literal["grayscale", "rgb"]
 
@@ -141,6 +142,7 @@ class FitSettings(Record):
     lr: Above0 | None = None
     batch_size: Positive | None = None
     max_seconds: Above0 | None = None
+    start: Start = "auto"
     augment: Augment = "auto"
 
 

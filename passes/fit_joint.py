@@ -2,15 +2,18 @@
 
 The loss is the error of the answer plus the mean of the levels' errors (:mod:`fxfuse.passes.teacher`), whose weight
 fades from one to zero: the fused network is held to the parents' merged values at first, and its parts then learn to
-make up for what those values cannot all be at once. Nothing is stored but two mini-batches; the error of the answer on
-held-out samples is looked at regularly and the best state is kept, so the network never ends worse than it began by
-that measure.
+make up for what those values cannot all be at once. Nothing is stored but two mini-batches. What counts is a running
+mean of the weights (Polyak and Juditsky, 1992), which is rid of most of the steps' noise: its answers on held-out
+samples are looked at regularly and the best is kept, so the network never ends worse than it began by that measure.
+
+It may begin elsewhere: where a parent has the target's widths and decides on held-out samples like all parents together
+more often than the fused network does, training starts from that parent's weights, towards the answer alone.
 """
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -34,8 +37,11 @@ cost as much as the training itself, answer each of them once."""
 WARM = 0.2
 """The share of the steps in which the learning rate rises: Adam's first steps, taken at full size, would undo a state
 that is good already."""
+HORIZON = 6
+"""The running mean of the weights forgets within about a sixth of the steps."""
 SAVE_SECONDS = 20.0
 KEY = "joint"
+FUSED = "fused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,11 @@ class JointReport:
     answer_before: float
     answer_after: float
     steps: int
+    start: str = FUSED
+    """Whose weights the training began with: the fused ones, or those of the parent named here."""
+    starts: Mapping[str, float] = field(default_factory=dict)
+    """How often each candidate to begin with decides otherwise than the wanted answer, on held-out samples (where
+    there are no classes: the error of its answer)."""
 
 
 @dataclass(slots=True)
@@ -86,6 +97,14 @@ class _Objective:
         zero = torch.zeros((), device=self.device)
         return (torch.stack(inner).mean() if inner else zero), (torch.stack(answers).mean() if answers else zero)
 
+    def disagreement(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+        """The mean over outputs of the share of decisions that are not the wanted answer's."""
+        with autocast(self.device):
+            values = self.fused(*inputs)
+        pairs = zip(self.nodes, values, targets, strict=True)
+        found = [self.teacher.disagreement(v.float(), t) for node, v, t in pairs if node in self.teacher.outputs]
+        return float(torch.stack(found).mean()) if found else 0.0
+
 
 def fit_joint(
     fused: fx.GraphModule,
@@ -97,8 +116,13 @@ def fit_joint(
     seed: int,
     progress: Progress,
     store: Store | None = None,
+    starts: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> JointReport | None:
-    """Train all parameters of ``fused`` in place; ``None`` if the plan has no joint steps."""
+    """Train all parameters of ``fused`` in place; ``None`` if the plan has no joint steps.
+
+    ``starts`` are further states of the network to begin with, by name; the one that decides most like the wanted
+    answer on held-out samples is taken, the fused one where they are equal.
+    """
     parameters = [p for p in fused.parameters() if p.requires_grad]
     if plan.joint_steps == 0 or not parameters:
         return None
@@ -108,6 +132,7 @@ def fit_joint(
     parents = [capture(placed(p.program.module, device), nodes).eval() for p in teacher.pairs.parents]
     objective = _Objective(capture(fused, nodes).eval(), parents, teacher, nodes, device)
     run = _Run(objective, parameters, samples, plan, seed, store)
+    run.choose(fused, starts or {})
     return run.go(fused, progress)
 
 
@@ -135,9 +160,36 @@ class _Run:
         self.block: list[tuple[tuple[Tensor, ...], list[Tensor]]] = []
         self.judges = self._judges(order[:held] if held else order)
         self.queue = self.train[:0]
-        self.best = [p.detach().clone() for p in parameters]
-        self.first = self.best_score = self.judge()
+        self.start = FUSED
+        self.starts: dict[str, float] = {}
+        self._begin(self.judge())
+
+    def _begin(self, score: tuple[float, float]) -> None:
+        """Note the present state as the first and the best one."""
+        self.mean = [p.detach().clone() for p in self.parameters]
+        self.best = [p.detach().clone() for p in self.parameters]
+        self.first = self.best_score = score
         self.done = 0
+
+    def choose(self, fused: fx.GraphModule, starts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Begin with the state whose decisions are the closest to the wanted ones on held-out samples.
+
+        The error of the answer would take the least confident parent: the ensemble is the less sure the more its
+        members disagree.
+        """
+        states = {FUSED: {name: value.clone() for name, value in fused.state_dict().items()}, **starts}
+        for name, state in states.items():
+            fused.load_state_dict(state)
+            self.starts[name] = self._disagreement()
+        self.start = min(self.starts, key=self.starts.__getitem__)
+        fused.load_state_dict(states[self.start])
+        self._begin(self.judge())
+
+    def _disagreement(self) -> float:
+        """How often the network decides otherwise than the wanted answer, on the held-out batches."""
+        with torch.no_grad():
+            found = [self.objective.disagreement(inputs, targets) for inputs, targets in self.judges]
+        return sum(found) / len(found)
 
     def _judges(self, held: Tensor) -> list[tuple[tuple[Tensor, ...], list[Tensor]]]:
         """Held-out batches with their targets: the samples as they are and, where they are few, transformed too."""
@@ -166,6 +218,19 @@ class _Run:
                 total, answer = total + float(a + b), answer + float(b)
         return total / len(self.judges), answer / len(self.judges)
 
+    def _judge_mean(self) -> tuple[float, float]:
+        """The same, with the running mean of the weights."""
+        now = [p.detach().clone() for p in self.parameters]
+        self._put(self.mean)
+        score = self.judge()
+        self._put(now)
+        return score
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
     def go(self, fused: fx.GraphModule, progress: Progress) -> JointReport:
         """All steps that are still to be done."""
         self._load()
@@ -178,10 +243,10 @@ class _Run:
                 self._step()
                 bar.advance()
                 if self.done % every == 0 or self.done == steps:
-                    score = self.judge()
+                    score = self._judge_mean()
                     if score[1] < self.best_score[1]:
                         self.best_score = score
-                        self.best = [p.detach().clone() for p in self.parameters]
+                        self.best = [mean.clone() for mean in self.mean]
                     now = time.monotonic()
                     if self.plan.max_seconds is not None and now - start > self.plan.max_seconds:
                         break
@@ -189,11 +254,11 @@ class _Run:
                     if self.store is not None and whole and now - saved > SAVE_SECONDS and self.done < steps:
                         self._save()
                         saved = now
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, self.best, strict=True):
-                parameter.copy_(value)
+        self._put(self.best)
         fused.eval()
-        return JointReport(self.first[0], self.best_score[0], self.first[1], self.best_score[1], self.done)
+        return JointReport(
+            self.first[0], self.best_score[0], self.first[1], self.best_score[1], self.done, self.start, self.starts
+        )
 
     def _step(self) -> None:
         plan = self.plan
@@ -206,9 +271,12 @@ class _Run:
         inputs, targets = self.block[self.done % BLOCK]
         inner, answer = self.objective.losses(inputs, targets)
         self.optimizer.zero_grad()
-        fade = 1 - self.done / self.plan.joint_steps
+        # A parent's neurons have an order of their own, and need not become the means of all parents' neurons.
+        fade = 1 - self.done / plan.joint_steps if self.start == FUSED else 0.0
         (fade * inner + answer).backward()  # type: ignore[no-untyped-call]  # torch's
         self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], min(1.0, HORIZON / plan.joint_steps))
         self.done += 1
 
     def _fresh(self) -> tuple[tuple[Tensor, ...], list[Tensor]]:
@@ -229,8 +297,8 @@ class _Run:
     def _save(self) -> None:
         assert self.store is not None
         tensors = {"generator": self.generator.get_state(), "queue": self.queue}
-        for i, (parameter, best) in enumerate(zip(self.parameters, self.best, strict=True)):
-            tensors[f"now.{i}"], tensors[f"best.{i}"] = parameter, best
+        for i, (parameter, mean, best) in enumerate(zip(self.parameters, self.mean, self.best, strict=True)):
+            tensors[f"now.{i}"], tensors[f"mean.{i}"], tensors[f"best.{i}"] = parameter, mean, best
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"adam.{i}.{key}"] = torch.as_tensor(value)
         meta = {"done": self.done, "first": self.first, "best": self.best_score}
@@ -246,6 +314,7 @@ class _Run:
         with torch.no_grad():
             for i, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"now.{i}"])
+                self.mean[i] = tensors[f"mean.{i}"].to(parameter.device)
                 self.best[i] = tensors[f"best.{i}"].to(parameter.device)
                 state = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"adam.{i}.")}
                 self.optimizer.state[parameter] = {

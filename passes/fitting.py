@@ -12,6 +12,7 @@ from fxfuse.passes.teacher import Teacher
 from fxfuse.types import Level
 
 FitKind = Literal["none", "linear", "gradient"]
+Start = Literal["auto", "fused"]
 
 
 class Store(Protocol):
@@ -30,6 +31,7 @@ class Store(Protocol):
 class FitPlan:
     """How to fit. ``steps`` are mini-batch steps per level, ``joint_steps`` those of all levels together (0: none; the
     pipeline takes more for deeper networks);
+    ``start`` says whether the joint fit may begin with a parent's weights where those answer better (``auto``);
     ``held`` is the share of the samples that only judge; ``budget`` the bytes that the moving front may hold."""
 
     levels: FitKind = "gradient"
@@ -42,6 +44,7 @@ class FitPlan:
     transformations: tuple[Transformation, ...] = ()
     budget: int = 1 << 29
     max_seconds: float | None = None
+    start: Start = "auto"
 
 
 @dataclass(slots=True)

@@ -105,6 +105,13 @@ class Teacher:
         divergence = (torch.xlogy(wanted, wanted) - wanted * log_given).sum(axis)
         return divergence.mean()
 
+    def disagreement(self, given: Tensor, wanted: Tensor) -> Tensor:
+        """How often the fused output's class is not that of the combined answer; without classes the answer's loss."""
+        axis = class_axis(given.shape)
+        if axis is None:
+            return self.answer_loss(given, wanted)
+        return (given.argmax(axis) != wanted.argmax(axis)).float().mean()
+
 
 def make_teacher(
     pairs: Correspondence,
