@@ -380,7 +380,8 @@ def _joint_note(joint: JointReport) -> str:
     others = ", ".join(f"{name} {share:.1%}" for name, share in joint.starts.items())
     return (
         f"all levels together: {'' if joint.start == FUSED else began}held-out error of the answer "
-        f"{joint.answer_before:.4g} -> {joint.answer_after:.4g} in {joint.steps} steps (other decisions at the start: {others})"
+        f"{joint.answer_before:.4g} -> {joint.answer_after:.4g} in {joint.steps} steps "
+        f"(other decisions at the start: {others})"
     )
 
 
