@@ -153,6 +153,8 @@ class Interpreter(fx.Interpreter):
         self.mode = mode
         self.shapes = shapes
         self.values: dict[str, Dims] = {}
+        self.constant: dict[str, Dims] = {}
+        """Values that parameters alone make: no batch, but neurons all the same."""
         self.failed = 0
 
     def run_node(self, n: fx.Node) -> Any:
@@ -180,6 +182,9 @@ class Interpreter(fx.Interpreter):
     def _named(self, result: Tensor, name: str) -> Tensor:
         meaning = self.mode.meaning(result)
         if meaning.stored:
+            if meaning.node is None:
+                meaning.node = name
+                self.constant[name] = meaning.dims
             return result
         if meaning.node is None or meaning.node == name:
             meaning.node = name

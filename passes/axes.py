@@ -31,6 +31,7 @@ def axes(program: Program, *, pinned: tuple[str, ...] = (), classes: int | None 
     """
     state, values, mode, batch = _interpret(program, pinned, classes)
     stored = [meaning.dims for meaning in state.values()] + mode.trace.derived
+    _pin_tables(program.module, state, mode.trace)
     while sum([_settled(dims) for dims in stored]):
         pass
     spaces, space_of = _spaces(state)
@@ -101,7 +102,9 @@ def _interpret(
                 mode.attach(inputs[-1], Meaning([fresh(n, pinned=True) for n in shape]))
             with mode:
                 interpreter.run(*inputs)
-        runs.append((interpreter.failed, state, interpreter.values, mode, batch))
+        observed = {node for _, node in mode.trace.observed}
+        values = {n: dims for n, dims in interpreter.constant.items() if n in observed} | interpreter.values
+        runs.append((interpreter.failed, state, values, mode, batch))
         if not interpreter.failed:
             break
     _, state, values, mode, batch = min(runs, key=lambda run: run[0])
@@ -155,6 +158,23 @@ def _spaces(state: Mapping[str, Meaning]) -> tuple[tuple[Space, ...], dict[Var, 
         suffix = "" if taken[label] == 1 else f"#{taken[label]}"
         spaces.append(Space(number[var], var.size, label + suffix, None if outer is None else number.get(outer)))
     return tuple(spaces), number
+
+
+def _pin_tables(module: nn.Module, state: Mapping[str, Meaning], trace: Trace) -> None:
+    """Pin what buffers alone write (a saved table of coordinates): all parents have it, and in one order."""
+    reads = {(origin, find(var)) for origin, factor in trace.reads for var in leaves([factor])}
+    trained = dict(module.named_parameters(remove_duplicate=False))
+    by_table: set[Var] = set()
+    by_parameter: set[Var] = set()
+    for name, meaning in state.items():
+        for i, dim in enumerate(meaning.dims if meaning.used else ()):
+            for var in leaves(dim):
+                if name not in trained:
+                    by_table.add(find(var))
+                elif ((_origin(meaning, name), i), find(var)) not in reads:
+                    by_parameter.add(find(var))
+    for var in by_table - by_parameter:
+        pin([Factor(var)])
 
 
 def _reads(trace: Trace, space_of: Mapping[Var, int]) -> dict[str, set[tuple[int, int]]]:

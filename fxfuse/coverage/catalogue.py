@@ -35,7 +35,8 @@ def missing() -> dict[str, str]:
 
 
 def choose(only: Sequence[str] = (), families: Sequence[str] = (), fast: bool = False) -> dict[str, Entry]:
-    """The rows whose name fits one of ``only`` (shell patterns) and whose family begins with one of ``families``.
+    """The rows whose name fits one of ``only`` (shell patterns) and whose family begins with one of ``families``,
+    in the order of the patterns.
 
     Raises ``SourceError`` where a word fits nothing.
     """
@@ -49,10 +50,10 @@ def choose(only: Sequence[str] = (), families: Sequence[str] = (), fast: bool = 
     for family in families:
         if not any(name.startswith(family) for name in known):
             raise SourceError(f"the matrix has no family {family!r}; {nearest(family, known)}")
+    ordered = list(dict.fromkeys(name for pattern in only or ["*"] for name in rows if fnmatchcase(name, pattern)))
     return {
-        name: entry
-        for name, entry in rows.items()
-        if (not only or any(fnmatchcase(name, pattern) for pattern in only))
-        and (not families or any(entry.family.startswith(family) for family in families))
-        and (not fast or entry.fast)
+        name: rows[name]
+        for name in ordered
+        if (not families or any(rows[name].family.startswith(family) for family in families))
+        and (not fast or rows[name].fast)
     }

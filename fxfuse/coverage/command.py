@@ -36,9 +36,9 @@ def coverage_command(
     `fxfuse coverage --only 'resnet*' --only vit_b_16 --out matrix`
     """
     from fxfuse.console import make_console, say
-    from fxfuse.coverage.catalogue import choose, missing
+    from fxfuse.coverage.catalogue import catalogue, choose, missing
     from fxfuse.coverage.driver import Limits, run_rows
-    from fxfuse.coverage.table import counts, write_page
+    from fxfuse.coverage.table import counts, kept, write_page
     from fxfuse.errors import MethodError
 
     if again not in ("none", "failed", "other", "all"):
@@ -51,8 +51,9 @@ def coverage_command(
         rows, folder / "rows", Limits(seconds, gigabytes, jobs), again=again, say=lambda line: say(console, line)
     )
     target = folder / "coverage.md" if page is None else Path(page)
-    write_page([records[name] for name in rows], target, notes)
-    summary = [
-        f"{family}: {green} of {every} green" for family, (green, every) in counts(list(records.values())).items()
-    ]
+    there, left = kept(folder / "rows", list(catalogue()))
+    if left:
+        notes.append(f"Not run for this page: {', '.join(left)}.")
+    write_page(there, target, notes)
+    summary = [f"{name}: {green} of {every} green" for name, (green, every) in counts(list(records.values())).items()]
     say(console, *notes, *summary, f"written: {target}")

@@ -74,7 +74,7 @@ def _method() -> str:
 
 def _row(name: str, folder: Path, limits: Limits, code: str, context: multiprocessing.context.BaseContext) -> Record:
     process = context.Process(  # type: ignore[attr-defined]  # every context has one
-        target=work, args=(name, folder, limits.gigabytes, code), name=name
+        target=work, args=(name, folder, limits.gigabytes, code), name=name, daemon=True
     )
     start = time.monotonic()
     process.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fxfuse.coverage.checks import COLUMNS, FIT, SAMPLES
-from fxfuse.coverage.record import Record
+from fxfuse.coverage.record import Record, read
 from fxfuse.output import write_atomically
 from fxfuse.provenance import PACKAGES, versions
 
@@ -31,6 +31,14 @@ Run it again with `fxfuse coverage --out DIR`; see [the command line](cli.md#cov
 
 {counts}
 """
+
+
+def kept(folder: Path, names: Sequence[str]) -> tuple[list[Record], list[str]]:
+    """The records that lie in ``folder``, in the order of ``names``, and the names without one."""
+    found = {name: read(folder, name) for name in names}
+    return [r for r in found.values() if r is not None and r.done], [
+        n for n, r in found.items() if r is None or not r.done
+    ]
 
 
 def write_page(records: Sequence[Record], page: Path, notes: Sequence[str] = ()) -> None:

@@ -39,8 +39,7 @@ def linear(call: Call) -> Dims:
     """Inputs by weight columns; rows come out."""
     x, weight = call.dims(0), call.dims(1)
     call.join(x[-1], weight[-1])
-    call.contract(call.args[0], x[-1])
-    call.contract(call.args[1], weight[-1])
+    call.product(call.args[0], x[-1], call.args[1], weight[-1])
     out = [*x[:-1], weight[0]] if len(weight) == 2 else x[:-1]
     free_of(out, [x[-1]])
     bias = call.argument(2, "bias")
@@ -68,10 +67,7 @@ def _matmul(call: Call, left: Tensor, right: Tensor) -> Dims:
     count = min(len(batch_a), len(batch_b))
     shared = [(batch_a[-i], batch_b[-i]) for i in range(1, count + 1)]
     call.join(k_a, k_b, shared)
-    stored = [call.meaning(t).stored for t in (left, right)]
-    call.contract(left, k_a)
-    if not all(stored):
-        call.contract(right, k_b)
+    call.product(left, k_a, right, k_b)
     out = [*batch, *row, *column]
     free_of(out, [k_a])
     return out
@@ -219,8 +215,7 @@ def _convolution(call: Call, transposed: bool) -> Dims:
     if groups == 1:
         into, outof = (0, 1) if transposed else (1, 0)
         call.join(x[at], weight[into])
-        call.contract(call.args[0], x[at])
-        call.contract(call.args[1], weight[into])
+        call.product(call.args[0], x[at], call.args[1], weight[into])
         out = expand(weight[outof])
     else:
         out = _grouped(call, x[at], weight, groups, transposed)
@@ -247,8 +242,7 @@ def _grouped(call: Call, channels: Dim, weight: Dims, groups: int, transposed: b
     read, written = (first[1], weight[1]) if transposed else (weight[1], first[1])
     unify(x[1], read)
     disown_but(read, {f.var for f in expand(x[0])})
-    call.contract(call.args[0], x[1] or x[0])
-    call.contract(call.args[1], read)
+    call.product(call.args[0], x[1] or x[0], call.args[1], read)
     out = [*expand(x[0]), *expand(written)]
     free_of([out], [read])
     return out

@@ -107,15 +107,22 @@ class Call:
         result = self.result[index] if isinstance(self.result, tuple | list) else self.result
         return list(result.shape)
 
-    def contract(self, tensor: Tensor, dim: Dim) -> None:
-        """``dim`` of ``tensor`` is summed against another operand: a parameter is read there, a value observed."""
+    def contract(self, tensor: Tensor, dim: Dim, *, value: bool = False) -> None:
+        """``dim`` of ``tensor`` is summed against another operand: a parameter is read there, a value observed.
+        ``value`` says that what is computed from parameters alone stands in the place of a value here."""
         meaning = self.meaning(tensor)
         for factor in dim:
-            if meaning.stored:
+            if meaning.stored and not value:
                 if factor.origin is not None:
                     self.trace.reads.append((factor.origin, factor))
             elif meaning.node is not None:
                 self.trace.observed.append((factor, meaning.node))
+
+    def product(self, value: Tensor, of_value: Dim, weight: Tensor, of_weight: Dim) -> None:
+        """``value`` is summed against ``weight``. Where parameters alone make both (a table that a small network
+        computes, a factored matrix), the first is written and observed, and only the second is read."""
+        self.contract(value, of_value, value=self.meaning(value).stored and self.meaning(weight).stored)
+        self.contract(weight, of_weight)
 
     def join(self, a: Dim, b: Dim, shared: Sequence[tuple[Dim, Dim]] = ()) -> None:
         """Sum over ``a`` of one operand against ``b`` of another. What an owner outside owns may be ordered apart only
