@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fxfuse.passes.trace import trace
     from fxfuse.pipeline import analyse, fuse
     from fxfuse.presets import METHODS
-    from fxfuse.recipe import FitSettings
+    from fxfuse.recipe import FinetuneSettings, FitSettings
     from fxfuse.types import Analysis, FuseResult, Grouping, Level, Partition, Program, Space
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ _HOME = {
     "analyse": "fxfuse.pipeline",
     "fuse": "fxfuse.pipeline",
     "METHODS": "fxfuse.presets",
+    "FinetuneSettings": "fxfuse.recipe",
     "FitSettings": "fxfuse.recipe",
     "Analysis": "fxfuse.types",
     "FuseResult": "fxfuse.types",
@@ -60,6 +61,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "METHODS",
     "Analysis",
+    "FinetuneSettings",
     "FitSettings",
     "FuseError",
     "FuseResult",

@@ -16,7 +16,7 @@ import typer
 
 from fxfuse.coverage.command import coverage_command
 from fxfuse.errors import FuseError
-from fxfuse.options import data_of, granularity_of, parents_of, recipe_of, target_of
+from fxfuse.options import budget_of, data_of, granularity_of, parents_of, recipe_of, target_of
 
 if TYPE_CHECKING:
     from fxfuse.inputs import Example
@@ -141,6 +141,13 @@ def fuse_command(
     importance: Annotated[str | None, typer.Option(help="How neurons are weighed against each other.")] = None,
     granularity: Annotated[str | None, typer.Option(help="block, layer, a number, or node names: a,b,c.")] = None,
     head: Annotated[str | None, typer.Option(help="probabilities, logits or labels.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Fuse as few levels as this allows: 1.5 (times one network), '1.5x flops', '200000 parameters'."
+        ),
+    ] = None,
+    router: Annotated[str | None, typer.Option(help="Of method select: confidence, distance or gate.")] = None,
     share: Annotated[list[float] | None, typer.Option(help="A parent's share; repeat in their order.")] = None,
     labels: Annotated[
         list[str] | None,
@@ -156,7 +163,9 @@ def fuse_command(
     batch_size: Annotated[int | None, typer.Option(help="Batch size of the fit.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Time limit of the fit per level.")] = None,
     start: Annotated[str | None, typer.Option(help="auto, or fused: never begin with a parent's weights.")] = None,
+    repair: Annotated[str | None, typer.Option(help="norms, or rescale: layers without a norm too.")] = None,
     augment: Annotated[str | None, typer.Option(help="auto, none, or names: shift,flip.")] = None,
+    finetune: Annotated[int | None, typer.Option(metavar="EPOCHS", help="Then train end to end.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:1.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bits.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="The output folder.")] = None,
@@ -188,6 +197,8 @@ def fuse_command(
         "importance": importance,
         "granularity": None if granularity is None else granularity_of(granularity),
         "head": head,
+        "budget": budget_of(budget),
+        "router": router,
         "fit": {
             "steps": steps,
             "joint_steps": joint_steps,
@@ -195,8 +206,10 @@ def fuse_command(
             "batch_size": batch_size,
             "max_seconds": max_seconds,
             "start": start,
+            "repair": repair,
             "augment": augment if augment in (None, "auto", "none") else augment.split(","),
         },
+        "finetune": {"epochs": finetune},
         "device": device,
         "seed": seed,
         "output": out,

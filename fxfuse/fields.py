@@ -65,6 +65,15 @@ def class_name_of(value: object) -> str | int:
     raise ValueError(f"must be the name or the number of a class. Got {shown(value)}.")
 
 
+def budget_of(value: object) -> float | str | None:
+    """A factor, or a text that says how much of what (:func:`fxfuse.passes.costs.parse_budget`)."""
+    if value is None or (isinstance(value, (str, int, float)) and not isinstance(value, bool) and value != ""):
+        return value
+    raise ValueError(
+        f"must be a factor on one network's parameters, or a text such as '1.5x flops'. Got {shown(value)}."
+    )
+
+
 def augment_of(value: object) -> Literal["auto", "none"] | tuple[str, ...]:
     """``auto``, ``none``, or names of transformations."""
     if value == "auto" or value == "none":
@@ -100,4 +109,5 @@ Keys = Annotated[tuple[int | str, ...], BeforeValidator(keys_of)]
 Labels = Annotated[bool | int | str, BeforeValidator(labels_of)]
 Share = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
 ClassName = Annotated[str | int, BeforeValidator(class_name_of)]
+BudgetText = Annotated[float | str | None, BeforeValidator(budget_of)]
 Above0 = Annotated[float, BeforeValidator(fraction), Field(gt=0, allow_inf_nan=False)]

@@ -18,11 +18,12 @@ def recipe_of(path: str | None, options: dict[str, Any]) -> "Recipe":
     entries = {} if path is None else load_recipe(path).model_dump(exclude_defaults=True)
     if path is None and options["parents"] is None:
         raise RecipeError("There is nothing to fuse: name a recipe, or parents by --parent and --weights.")
-    fit = {key: value for key, value in options["fit"].items() if value is not None}
-    options = {key: value for key, value in options.items() if value is not None and key != "fit"}
-    entries.update(options)
-    if fit:
-        entries["fit"] = {**entries.get("fit", {}), **fit}
+    nested = {key: options.get(key) or {} for key in ("fit", "finetune")}
+    entries.update({key: value for key, value in options.items() if value is not None and key not in nested})
+    for key, part in nested.items():
+        given = {name: value for name, value in part.items() if value is not None}
+        if given:
+            entries[key] = {**entries.get(key, {}), **given}
     return resolve(Recipe(**entries), Path.cwd())
 
 
@@ -89,6 +90,11 @@ def target_of(text: str | None) -> Any:
         return float(text)
     except ValueError:
         return text
+
+
+def budget_of(text: str | None) -> Any:
+    """A factor, or a text as it stands."""
+    return target_of(text)
 
 
 def granularity_of(text: str) -> Any:

@@ -17,12 +17,15 @@ from torch import Tensor, fx, nn
 from fxfuse.data import check, in_label_space, input_names, samples_from
 from fxfuse.device import deterministic, pick_device
 from fxfuse.errors import DataError, FuseError, MethodError
+from fxfuse.finetuning import Finetuned, fine_tune, plan_of
+from fxfuse.forms import choose_form
 from fxfuse.label_space import LabelSpace, label_space
 from fxfuse.passes.augment import choose
 from fxfuse.passes.axes import axes
 from fxfuse.passes.calibrate import calibrate
 from fxfuse.passes.class_spaces import check_classes, check_same_classes, class_spaces, with_classes
 from fxfuse.passes.correspond import Correspondence, correspond
+from fxfuse.passes.finetune import make_optimizer
 from fxfuse.passes.fit import fit_levels
 from fxfuse.passes.fit_joint import FUSED, JointReport, fit_joint
 from fxfuse.passes.fitting import FitPlan, Store
@@ -31,19 +34,21 @@ from fxfuse.passes.importance import ImportanceName, find_importance
 from fxfuse.passes.label_ensemble import LabelEnsemble, label_ensemble
 from fxfuse.passes.partition import partition
 from fxfuse.passes.reads import regressed
+from fxfuse.passes.repair import rescale
 from fxfuse.passes.resize import scale
-from fxfuse.passes.rewrite import fused_state, rewrite
+from fxfuse.passes.rewrite import fused_state
 from fxfuse.passes.teacher import make_teacher
 from fxfuse.passes.trace import trace
 from fxfuse.passes.verify import compare as compare_networks
 from fxfuse.passes.weight_matching import match_weights
 from fxfuse.presets import DEFAULT, Preset, find_method
 from fxfuse.progress import Progress, QuietProgress
-from fxfuse.recipe import FitSettings
+from fxfuse.recipe import FinetuneSettings, FitSettings
 from fxfuse.samples import Samples
 from fxfuse.types import Analysis, FuseResult, Granularity, Grouping, LevelReport, Score, SpaceStatistics
 from fxfuse.weights import check_finite
 
+FIT_KEYS = ("steps", "joint_steps", "lr", "batch_size", "max_seconds", "start", "repair")
 JOINT_STEPS_PER_LEVEL = 50
 """Deeper networks have more to make up for, and take smaller steps."""
 Head = Literal["probabilities", "logits", "labels"]
@@ -96,9 +101,12 @@ def fuse(
     weights: Sequence[float] | None = None,
     names: Sequence[str] | None = None,
     labels: Sequence[Sequence[str | int] | None] | None = None,
+    budget: float | str | None = None,
+    router: str | None = None,
     importance: str | None = None,
     granularity: Granularity = "block",
     fit: FitSettings | None = None,
+    finetune: FinetuneSettings | int = 0,
     head: Head = "probabilities",
     evaluation: Any = None,
     compare: bool = True,
@@ -118,7 +126,11 @@ def fuse(
     architecture that comes out: the first parent's by default, another module of the same graph (its weights do not
     matter), or a factor by which all widths are multiplied. ``weights`` are the parents' shares, equal by default.
     ``labels`` says which class each of a parent's outputs is, one list of names or numbers per parent: the fused head
-    then has the union of the classes, and labels of the data are the union's.
+    then has the union of the classes, and labels of the data are the union's. ``budget`` asks for the network with the
+    fewest fused levels that it allows, the others being branches: a factor on one network's parameters, or a text
+    (:func:`fxfuse.passes.costs.parse_budget`). ``router`` says how method ``select`` chooses a parent.
+    ``finetune`` trains the result end to end afterwards, for so many epochs or as settings say, and the best parent
+    beside it as a control (:mod:`fxfuse.finetuning`).
     ``head`` says what the output is fitted to: the mean of the parents' probabilities, of their logits, or labels.
     ``evaluation`` is labelled data for the comparison in the result; nothing is fitted or chosen on it (without it the
     comparison is on the calibration data; ``compare=False`` leaves it out). ``example`` is needed only by a method
@@ -128,6 +140,8 @@ def fuse(
     :class:`fxfuse.errors.FuseError` for anything that cannot work, before any long work where that is possible.
     """
     preset = find_method(method)
+    tuning = finetune if isinstance(finetune, FinetuneSettings) else FinetuneSettings(epochs=finetune)
+    form = choose_form(preset, method, budget, router)
     importance_name = _importance(importance or preset.importance)
     where = pick_device(device)
     shares = _shares(parents, weights)
@@ -142,6 +156,7 @@ def fuse(
         samples = None if calibration is None else in_label_space(samples_from(calibration), classes)
         judged = None if evaluation is None else in_label_space(samples_from(evaluation), classes)
         _check_data(preset, method, samples, judged, head)
+        _check_tuning(tuning, samples)
     with clock.stage("analyse"):
         shown = _example(example, samples, judged)
         options: dict[str, Any] = {
@@ -167,19 +182,30 @@ def fuse(
                 )  # fmt: skip
         with clock.stage("group and rewrite"):
             groupings, statistics = _group(pairs, statistics, preset, importance_name, shares, seed, union)
-            fused = rewrite(pairs, groupings, shares).to(where)
             answer = None
             if union is not None:
                 answer = label_ensemble(union, shares, [p.program for p in pairs.parents], samples, device=where)
+            made = form.build(pairs, groupings, shares, head, answer, samples, where)
+            fused, fitted = made.module.to(where), made.pairs
+            notes.extend(made.notes)
+        tuned = Finetuned()
         reports: tuple[LevelReport, ...] = ()
-        if samples is not None:
+        if samples is not None and fitted.reference.partition.levels:
             plan = _plan(preset, fit, shown, len(pairs.reference.partition.levels))
+            if made.branched:
+                plan = replace(plan, start="fused")
             if plan.transformations:
                 notes.append(f"calibration inputs were also used transformed: {', '.join(plan.transformations)}")
+            if plan.repair == "rescale" and not made.branched:
+                with clock.stage("repair"):
+                    count = rescale(
+                        fused, pairs.parents, pairs.reference.axes, groupings, shares, samples, device=where
+                    )
+                notes.append(f"layers rescaled to the parents' means and deviations: {count}")
             with clock.stage("fit"):
                 reports, joint = _fit(
                     fused,
-                    pairs,
+                    fitted,
                     groupings,
                     statistics,
                     shares,
@@ -194,6 +220,14 @@ def fuse(
                 )
             if joint is not None:
                 notes.append(_joint_note(joint))
+            if tuning.epochs:
+                with clock.stage("fine-tune"):
+                    teacher = make_teacher(fitted, groupings, shares, statistics, head, where, answer)
+                    tuned = fine_tune(
+                        fused, teacher, samples, plan_of(tuning, plan.transformations), device=where, seed=seed,
+                        progress=progress, store=checkpoint,
+                    )  # fmt: skip
+                notes.extend(tuned.notes)
     fused = fused.to("cpu").eval()
     scores: tuple[Score, ...] = ()
     if compare and (judged is not None or samples is not None):
@@ -204,11 +238,12 @@ def fuse(
                 notes.append("no evaluation data was given: the comparison is on the calibration data")
             scores = compare_networks(
                 [parent.program for parent in pairs.parents], fused, data, weights=shares, device=where,
-                average=_plain_average(pairs, shares, union), union=answer, progress=progress,
+                average=_plain_average(pairs, shares, union), union=answer, others=tuned.others,
+                progress=progress,
             )  # fmt: skip
     return FuseResult(
         module=fused,
-        analysis=replace(pairs.reference, program=replace(pairs.reference.program, module=fused)),
+        analysis=made.analysis(fused, pairs.reference, granularity),
         parents=pairs.parents,
         groupings=groupings,
         levels=reports,
@@ -218,7 +253,7 @@ def fuse(
         timings=clock.seconds,
         settings={
             "method": method, "importance": importance_name, "head": head, "seed": seed, "device": str(where),
-            "weights": list(shares), "parents": list(called),
+            "weights": list(shares), "parents": list(called), "budget": form.stated, "router": form.router,
             "calibration": None if samples is None else f"{len(samples)} samples: {samples.description}",
         },
     )  # fmt: skip
@@ -261,6 +296,16 @@ def _check_data(preset: Preset, method: str, samples: Samples | None, judged: Sa
             raise MethodError("head 'labels' needs labelled calibration data; give labels, or take 'probabilities'")
     if judged is not None:
         check(judged, what="evaluation data", at_most=4096)
+
+
+def _check_tuning(tuning: FinetuneSettings, samples: Samples | None) -> None:
+    if not tuning.epochs:
+        return
+    make_optimizer(plan_of(tuning, ()), [torch.zeros(1, requires_grad=True)])
+    if samples is None:
+        raise MethodError("fine-tuning needs calibration data")
+    if tuning.towards == "labels" and not samples.labelled:
+        raise MethodError("fine-tuning on labels needs labelled calibration data; give labels, or take 'ensemble'")
 
 
 def _example(example: Example | None, *data: Samples | None) -> Example:
@@ -342,7 +387,7 @@ def _plan(preset: Preset, fit: FitSettings | None, example: Example, levels: int
         joint_steps=max(FitPlan().joint_steps, JOINT_STEPS_PER_LEVEL * levels) if preset.joint else 0,
         transformations=choose(given.augment, inputs),
     )
-    chosen = {k: getattr(given, k) for k in ("steps", "joint_steps", "lr", "batch_size", "max_seconds", "start")}
+    chosen = {k: getattr(given, k) for k in FIT_KEYS}
     chosen = {k: v for k, v in chosen.items() if v is not None and not (k == "joint_steps" and not preset.joint)}
     return replace(plan, **chosen)
 

@@ -18,6 +18,7 @@ from fxfuse.errors import RecipeError
 from fxfuse.fields import (
     Above0,
     Augment,
+    BudgetText,
     ClassName,
     Cut,
     Device,
@@ -37,6 +38,9 @@ from fxfuse.records import Record, shown
 Head = Literal["probabilities", "logits", "labels"]
 FrontEndChoice = Literal["auto", "fx", "export"]
 Start = Literal["auto", "fused"]
+Repair = Literal["norms", "rescale"]
+Towards = Literal["ensemble", "labels"]
+Schedule = Literal["constant", "linear", "cosine"]
 Choice = Literal["first", "balanced", "random"]
 Channels = Literal["grayscale", "rgb"]
 
@@ -143,7 +147,21 @@ class FitSettings(Record):
     batch_size: Positive | None = None
     max_seconds: Above0 | None = None
     start: Start = "auto"
+    repair: Repair = "norms"
     augment: Augment = "auto"
+
+
+class FinetuneSettings(Record):
+    """Training end to end after the fit, towards the parents' ensemble or labels; no epochs, no fine-tuning."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    towards: Towards = "ensemble"
+    optimizer: Text = "SGD"
+    lr: Above0 = 0.01
+    options: dict[str, Any] = Field(default_factory=lambda: {"momentum": 0.9})
+    schedule: Schedule = "cosine"
+    batch_size: Positive = 128
+    patience: Positive | None = None
 
 
 class Recipe(Record):
@@ -157,7 +175,10 @@ class Recipe(Record):
     importance: Text | None = None
     granularity: Cut = "block"
     fit: FitSettings = FitSettings()
+    finetune: Annotated[FinetuneSettings, short("epochs", int)] = FinetuneSettings()
     head: Head = "probabilities"
+    budget: BudgetText = None
+    router: Text | None = None
     device: Device = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: Text | None = None

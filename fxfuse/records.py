@@ -3,7 +3,7 @@
 A record is built from keywords and checked when it is built. Any violation, however deep, becomes one ``RecipeError``
 that names the entry by its path from the outermost record and says what was expected and what was got::
 
-    `fit.stpes` is not a known key: did you mean 'steps'? Known: augment, batch_size, lr, max_seconds, start, steps
+    `fit.stpes` is not a known key: did you mean 'steps'? Known: augment, batch_size, joint_steps, lr, steps ...
     `parents[1].share` must be at least 0. Got -1.
 """
 

@@ -25,6 +25,7 @@ from fxfuse.data import Unlabelled, check, in_label_space, input_names, samples_
 from fxfuse.device import pick_device
 from fxfuse.errors import DataError, FuseError, MethodError, OutputError, RecipeError
 from fxfuse.export import CLASSES_KEY, OnnxReport, load_result, to_onnx, to_pt2, to_safetensors
+from fxfuse.forms import choose_form
 from fxfuse.inputs import Example, guess
 from fxfuse.label_space import class_axis, label_space
 from fxfuse.output import OutputFolder, write_atomically
@@ -100,9 +101,12 @@ def run(
             weights=recipe.shares(),
             names=recipe.names(),
             labels=recipe.labels(),
+            budget=recipe.budget,
+            router=recipe.router,
             importance=recipe.importance,
             granularity=recipe.granularity,
             fit=recipe.fit,
+            finetune=recipe.finetune,
             head=recipe.head,
             evaluation=inputs.evaluation,
             example=inputs.example,
@@ -177,6 +181,7 @@ def _as_before(folder: Path, source: str | None) -> DataSpec:
 def _check_settings(recipe: Recipe) -> None:
     if recipe.output is None:
         raise RecipeError("There is no output folder: name one by --out, or by `output` in the recipe.")
+    choose_form(find_method(recipe.method), recipe.method, recipe.budget, recipe.router)
     if find_method(recipe.method).needs_data and recipe.calibration is None:
         raise MethodError(
             f"The method {recipe.method!r} needs calibration data: name some by --calibration, or by `calibration` in "

@@ -33,11 +33,11 @@ from fxfuse.passes.importance import (
     ImportanceName,
     find_importance,
     forward_only,
-    magnitude,
     normalise,
+    weight_scores,
 )
 from fxfuse.passes.observe import Observer, check_inputs, ignore, to_device
-from fxfuse.passes.views import Positions, View, aligned, find_space, find_views
+from fxfuse.passes.views import Positions, View, Views, aligned, find_space, find_views
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.samples import Samples
 from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Product, Space, SpaceStatistics, TensorAxes
@@ -75,6 +75,7 @@ def calibrate(
     device: torch.device,
     importance: ImportanceName = "conductance",
     importance_samples: int | None = IMPORTANCE_SAMPLES,
+    views: Views = "read",
     batch_size: int = 256,
     rows_per_sample: int | None = ROWS_PER_SAMPLE,
     seed: int = 0,
@@ -86,7 +87,8 @@ def calibrate(
     The parents' graphs are the same up to widths: node names and space numbers agree. ``weights`` has one entry per
     parent and scales its importance. ``rows_per_sample`` limits the positions used per sample and space (``None``:
     all), ``importance_samples`` the samples that are differentiated (``None``: all). A space that nobody contracts is
-    seen on the last value that shows it; one that no value shows is left out. ``classes`` says which of the data's
+    seen on the last value that shows it; one that no value shows is left out. ``views="formed"`` looks at neurons before
+    their nonlinearity as well. ``classes`` says which of the data's
     labels, which are then the union's, are which of a parent's classes. Statistics lie on the CPU. The result
     depends on ``seed`` only through the positions.
 
@@ -97,7 +99,7 @@ def calibrate(
     attribute = find_importance(importance)
     _check(parents, samples, weights, batch_size, rows_per_sample)
     _check_spaces(parents)
-    sums = _plan(parents, device)
+    sums = _plan(parents, device, views)
     pass_ = _Pass(parents, sums, attribute, device, rows_per_sample, seed, classes)
     progress = QuietProgress() if progress is None else progress
     floating = any(x.is_floating_point() for x in parents[0].program.example)
@@ -155,11 +157,11 @@ def _check_spaces(parents: Sequence[Analysis]) -> None:
             )
 
 
-def _plan(parents: Sequence[Analysis], device: torch.device) -> dict[int, _Sums]:
+def _plan(parents: Sequence[Analysis], device: torch.device, shown: Views) -> dict[int, _Sums]:
     """What to accumulate for which space."""
     sums: dict[int, _Sums] = {}
     for space in parents[0].axes.spaces:
-        views = find_views(parents, space)
+        views = find_views(parents, space, shown)
         if not views:
             continue
         own = [find_space(parent, space.id) for parent in parents]
@@ -331,9 +333,8 @@ def _finish(
     """The accumulated sums as averages."""
     shares = []
     for p, weight in enumerate(weights):
-        if importance == "magnitude":
-            own = find_space(parents[p], total.space.id)
-            scores = magnitude(parents[p], own)
+        if importance in ("magnitude", "norm-product"):
+            scores = weight_scores(parents[p], find_space(parents[p], total.space.id), importance)
         else:  # every view has the same say, whatever the size of its attributions
             views = [normalise(view[p], 1.0) for view in total.scores]
             scores = torch.stack(views).mean(0).cpu()

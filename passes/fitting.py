@@ -13,6 +13,7 @@ from fxfuse.types import Level
 
 FitKind = Literal["none", "linear", "gradient"]
 Start = Literal["auto", "fused"]
+Repair = Literal["norms", "rescale"]
 
 
 class Store(Protocol):
@@ -29,10 +30,13 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FitPlan:
-    """How to fit. ``steps`` are mini-batch steps per level, ``joint_steps`` those of all levels together (0: none; the
-    pipeline takes more for deeper networks);
-    ``start`` says whether the joint fit may begin with a parent's weights where those answer better (``auto``);
-    ``held`` is the share of the samples that only judge; ``budget`` the bytes that the moving front may hold."""
+    """How to fit.
+
+    ``steps`` are mini-batch steps per level, ``joint_steps`` those of all levels together (0: none; the pipeline takes
+    more for deeper networks), ``held`` the share of the samples that only judge, ``budget`` the bytes that the moving
+    front may hold. ``start`` says whether the joint fit may begin with a parent's weights where those answer better
+    (``auto``), ``repair`` whether layers that no norm follows are rescaled before the fit (``rescale``).
+    """
 
     levels: FitKind = "gradient"
     steps: int = 100
@@ -45,6 +49,7 @@ class FitPlan:
     budget: int = 1 << 29
     max_seconds: float | None = None
     start: Start = "auto"
+    repair: Repair = "norms"
 
 
 @dataclass(slots=True)

@@ -9,16 +9,17 @@ element of ``h`` is
 
 summed over positions, averaged over samples. All observed nodes share the backward passes: one per step. Conductance
 runs along the straight line from 0 to ``x`` and takes the gradient at the left end of each step. Eight steps rank
-the neurons of a trained VGG as fifty do (Spearman 0.99 and more, layer by layer), at a sixth of the cost. Two
-importances do not look at data: ``uniform``, and ``magnitude``, the mean over a neuron's parameters of the squared norm
-of its slice (Neuron Transplantation).
+the neurons of a trained VGG as fifty do (Spearman 0.99 and more, layer by layer), at a sixth of the cost. Three
+importances do not look at data: ``uniform``; ``magnitude``, the mean over a neuron's parameters of the squared norm
+of its slice (Neuron Transplantation); and ``norm-product``, the norm of what makes the neuron times the norm of what
+reads it.
 
 ``F`` is the sum over samples of the logit of the predicted class at ``x``, or of the label where data has labels that
 fit. Outputs without a batch of logits are treated alike: every floating-point tensor of the output adds, for each
 sample and position, the entry that is largest at ``x`` along its class axis (:func:`class_axis`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -32,7 +33,10 @@ from fxfuse.layouts import neurons
 from fxfuse.passes.observe import Observer, Visit
 from fxfuse.types import Analysis, Space
 
-ImportanceName = Literal["uniform", "conductance", "gradient-activation", "fisher", "magnitude"]
+ImportanceName = Literal["uniform", "conductance", "gradient-activation", "fisher", "magnitude", "norm-product"]
+
+WITHOUT_DATA: tuple[ImportanceName, ...] = ("uniform", "magnitude", "norm-product")
+"""Those that look at weights only, if at anything."""
 
 STEPS = 8
 """Steps of the path integral."""
@@ -178,6 +182,7 @@ IMPORTANCES: dict[ImportanceName, Attribute] = {
     "gradient-activation": gradient_activation,
     "fisher": partial(gradient_activation, power=2),
     "magnitude": forward_only,
+    "norm-product": forward_only,
 }
 """What each importance computes on a batch."""
 
@@ -195,15 +200,43 @@ def find_importance(name: str) -> Attribute:
 
 def magnitude(parent: Analysis, space: Space) -> Tensor:
     """Mean over the parameters that contain ``space`` of the squared norm of each neuron's slice: ``N`` of them."""
-    parts: list[Tensor] = []
+    norms = [norm for _, norm in slice_norms(parent, space)]
+    return torch.stack(norms).mean(0) if norms else _even(parent, space)
+
+
+def slice_norms(parent: Analysis, space: Space) -> list[tuple[bool, Tensor]]:
+    """For every parameter that contains ``space``, whether it is written there (makes the neurons; otherwise it reads
+    them), and the squared norms of the neurons' slices."""
+    found = []
     for name, parameter in parent.program.module.named_parameters():
         axes = parent.axes.state.get(name)
         if axes is not None:
             squares = parameter.detach().double().square()
-            found = [rows.sum(0) for rows in neurons(squares, axes, space)]
-            parts.extend([torch.stack(found).sum(0)] if found else [])
+            parts = [rows.sum(0) for rows in neurons(squares, axes, space)]
+            if parts:
+                found.append((not any(number == space.id for _, number in axes.reads), torch.stack(parts).sum(0)))
+    return found
+
+
+def norm_product(norms: Sequence[tuple[bool, Tensor]]) -> Tensor:
+    """The norm of what makes a neuron times the norm of what reads it, ``N``; where there is only one of the two, that
+    one's alone."""
+    sides = [[norm for written, norm in norms if written == side] for side in (True, False)]
+    sums = [torch.stack(parts).sum(0) for parts in sides if parts]
+    return torch.stack(sums).prod(0).sqrt()
+
+
+def _even(parent: Analysis, space: Space) -> Tensor:
     blocks = 1 if space.outer is None else next(s.size for s in parent.axes.spaces if s.id == space.outer)
-    return torch.stack(parts).mean(0) if parts else torch.ones(space.size * blocks, dtype=torch.float64)
+    return torch.ones(space.size * blocks, dtype=torch.float64)
+
+
+def weight_scores(parent: Analysis, space: Space, importance: ImportanceName) -> Tensor:
+    """Raw importance from the weights alone: ``magnitude`` or ``norm-product``."""
+    if importance == "magnitude":
+        return magnitude(parent, space)
+    norms = slice_norms(parent, space)
+    return norm_product(norms) if norms else _even(parent, space)
 
 
 def normalise(scores: Tensor, weight: float) -> Tensor:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxfuse.label_space import LabelSpace, class_axis
 from fxfuse.passes.importance import answers
@@ -66,41 +66,84 @@ class LabelEnsemble:
 
     def probabilities(self, values: Sequence[Tensor]) -> Tensor:
         """The ensemble's probabilities; the class axis, wherever it is, has ``C`` entries."""
-        return _by_rows(values, lambda rows: self._distribution([_log_probabilities(z) for z in rows]))
+        completion = Completion(self).to(values[0].device)
+        return _by_rows(values, lambda rows: completion(*(_log_probabilities(z) for z in rows)))
 
     def logits(self, values: Sequence[Tensor]) -> Tensor:
         """The mean of each class's logits over the parents that know it, by their weights: no calibration at all."""
-        return _by_rows(values, lambda rows: _over_union(self.labels, rows, self.weights))
+        completion = Completion(self).to(values[0].device)
+        return _by_rows(values, completion.over_union)
 
-    def _distribution(self, logs: list[Tensor]) -> Tensor:
-        """``rows x C`` from the parents' log-probabilities, each ``rows x C_p``."""
-        labels = self.labels
-        known = labels.known().to(logs[0].device)
-        own = torch.stack([labels.spread(p, log.exp()) for p, log in enumerate(logs)])  # P x rows x C
-        if labels.complete:
-            return torch.einsum("p,prc->rc", own.new_tensor(self.weights), own)
-        sure = torch.stack([self._posterior(logs)[:, row].sum(1) for row in known])  # P x rows
-        sure = torch.where(known.all(1)[:, None], torch.ones_like(sure), sure.clamp(0, 1))[..., None]
-        weights = own.new_tensor(self.weights)[:, None, None]
-        foreign = (~known)[:, None, :].to(own)
-        q = own.new_full(own.shape[1:], 1 / labels.size)
+
+class Completion(nn.Module):
+    """The equation of the module docstring as plain operators on the last dimension, so that it can be written into a
+    graph: from the parents' log-probabilities, ``.. x C_p`` each, to ``.. x C``."""
+
+    def __init__(self, ensemble: LabelEnsemble) -> None:
+        super().__init__()
+        labels = ensemble.labels
+        self.parents, self.size = len(labels.maps), labels.size
+        self.weights, self.scales, self.complete = ensemble.weights, ensemble.scales, labels.complete
+        known = labels.known()
+        self.knows_all = tuple(known.all(1).tolist())
+        shares = known.double() * torch.tensor(self.weights, dtype=torch.float64)[:, None]
+        shares = shares / shares.sum(0)
+        for p, own in enumerate(labels.maps):
+            places = torch.zeros(len(own), labels.size)
+            places[torch.arange(len(own)), list(own)] = 1.0
+            self.register_buffer(f"places_{p}", places)
+            self.register_buffer(f"shared_{p}", places * shares[p].float())
+            self.register_buffer(f"known_{p}", known[p].float())
+        self.calibrated = ensemble.slope is not None and ensemble.offset is not None
+        if ensemble.slope is not None and ensemble.offset is not None:
+            self.register_buffer("slope", ensemble.slope.float())
+            self.register_buffer("offset", ensemble.offset.float())
+
+    def forward(self, *logs: Tensor) -> Tensor:
+        """``q``."""
+        own = [log.exp() @ self.get_buffer(f"places_{p}") for p, log in enumerate(logs)]
+        if self.complete:
+            return self._mean(own)
+        posterior = self.posterior(*logs)
+        sure = [(posterior * self.get_buffer(f"known_{p}")).sum(-1, keepdim=True) for p in range(self.parents)]
+        q = posterior
         for _ in range(FIXED_POINT):
-            rest = q * foreign
-            rest = rest / rest.sum(-1, keepdim=True).clamp_min(TINY)
-            q = (weights * (sure * own + (1 - sure) * rest)).sum(0)
+            parts = []
+            for p in range(self.parents):
+                if self.knows_all[p]:
+                    parts.append(own[p])
+                    continue
+                rest = q * (1 - self.get_buffer(f"known_{p}"))
+                rest = rest / rest.sum(-1, keepdim=True).clamp_min(TINY)
+                parts.append(sure[p] * own[p] + (1 - sure[p]) * rest)
+            q = self._mean(parts)
             q = q / q.sum(-1, keepdim=True)
         return q
 
-    def _posterior(self, logs: list[Tensor]) -> Tensor:
-        if self.slope is None or self.offset is None:
-            return self.guess(logs)
-        features = torch.cat([log.clamp_min(FLOOR) for log in logs], 1).double()
-        return (features @ self.slope.to(features) + self.offset.to(features)).softmax(1).to(logs[0])
+    def posterior(self, *logs: Tensor) -> Tensor:
+        """The classes' chances by the discriminant, or the first guess where there has been no data."""
+        if not self.calibrated:
+            return self.guess(*logs)
+        features = torch.cat([log.clamp_min(FLOOR) for log in logs], -1)
+        return torch.softmax(features @ self.get_buffer("slope") + self.get_buffer("offset"), -1)
 
-    def guess(self, logs: list[Tensor]) -> Tensor:
+    def guess(self, *logs: Tensor) -> Tensor:
         """The first guess: the softmax of the mean of centred, scaled logits."""
-        scaled = [SPREAD / s * _centred(log) for log, s in zip(logs, self.scales, strict=True)]
-        return _over_union(self.labels, scaled, self.weights).softmax(1)
+        scaled = [_centred(log) * (SPREAD / scale) for log, scale in zip(logs, self.scales, strict=True)]
+        return torch.softmax(self.over_union(scaled), -1)
+
+    def over_union(self, rows: Sequence[Tensor]) -> Tensor:
+        """The weighted mean, class by class, over the parents that know it."""
+        total = rows[0] @ self.get_buffer("shared_0")
+        for p in range(1, self.parents):
+            total = total + rows[p] @ self.get_buffer(f"shared_{p}")
+        return total
+
+    def _mean(self, parts: Sequence[Tensor]) -> Tensor:
+        total = parts[0] * self.weights[0]
+        for part, weight in zip(parts[1:], self.weights[1:], strict=True):
+            total = total + part * weight
+        return total
 
 
 def label_ensemble(
@@ -121,7 +164,7 @@ def label_ensemble(
         return plain
     scales = tuple(max(float(_centred(log).square().mean().sqrt()), TINY) for log in logs)
     start = LabelEnsemble(labels, weights, scales)
-    guess = start.guess(logs)
+    guess = Completion(start).guess(*logs)
     if given is not None:
         hard = (given >= 0) & (given < labels.size)
         guess[hard] = torch.nn.functional.one_hot(given[hard].long(), labels.size).to(guess)
@@ -194,16 +237,9 @@ def _by_rows(values: Sequence[Tensor], combine) -> Tensor:  # type: ignore[no-un
     return joined.reshape(*moved, joined.shape[-1]).movedim(-1, axis).to(values[0].dtype)
 
 
-def _over_union(labels: LabelSpace, rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted mean, class by class, over the parents that know it."""
-    shares = labels.known().to(rows[0]) * rows[0].new_tensor(weights)[:, None]
-    shares = shares / shares.sum(0)
-    return torch.stack([labels.spread(p, own) * shares[p] for p, own in enumerate(rows)]).sum(0)
-
-
 def _centred(rows: Tensor) -> Tensor:
     floored = rows.clamp_min(FLOOR)
-    return floored - floored.mean(1, keepdim=True)
+    return floored - floored.mean(-1, keepdim=True)
 
 
 def _log_probabilities(rows: Tensor) -> Tensor:

@@ -112,6 +112,10 @@ class Teacher:
             return self.answer_loss(given, wanted)
         return (given.argmax(axis) != wanted.argmax(axis)).float().mean()
 
+    def towards_labels(self) -> "Teacher":
+        """The same, with labels in place of the parents' answer."""
+        return replace(self, head="labels")
+
 
 def make_teacher(
     pairs: Correspondence,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +22,21 @@ class View:
     occurrence: int
 
 
-def find_views(parents: Sequence[Analysis], space: Space) -> tuple[View, ...]:
-    """The views of a space that every parent has: of the observed nodes, or else of the last node that has any."""
+Views = Literal["read", "formed"]
+"""Which values show a space: those on which it is contracted, or also those that a pointwise operator makes them of."""
+
+
+def find_views(parents: Sequence[Analysis], space: Space, views: Views = "read") -> tuple[View, ...]:
+    """The views of a space that every parent has: of the observed nodes (and those right before them, for ``formed``),
+    or else of the last node that has any."""
     first = parents[0].axes
-    for name in first.observed.get(space.id, ()):
+    names = first.observed.get(space.id, ())
+    for name in names:
         if any(name not in parent.axes.values for parent in parents):
             raise MismatchError(f"not every parent has a value named {name}; the parents' graphs must correspond")
-    observed = [view for name in first.observed.get(space.id, ()) for view in _views_at(parents, space, name)]
+    if views == "formed":
+        names = tuple(dict.fromkeys(before for name in names for before in (*_formed(parents, name), name)))
+    observed = [view for name in names for view in _views_at(parents, space, name)]
     if observed:
         return tuple(observed)
     for name in reversed(list(first.values)):
@@ -35,6 +44,16 @@ def find_views(parents: Sequence[Analysis], space: Space) -> tuple[View, ...]:
         if fallback:
             return tuple(fallback)
     return ()
+
+
+def _formed(parents: Sequence[Analysis], name: str) -> list[str]:
+    """The value that ``name`` is a function of, if it is of that one alone and every dimension means the same."""
+    node = next((node for node in parents[0].program.module.graph.nodes if node.name == name), None)
+    sources = [] if node is None else [source.name for source in node.all_input_nodes]
+    if len(sources) != 1 or any(sources[0] not in parent.axes.values for parent in parents):
+        return []
+    alike = all(parent.axes.values[sources[0]].dims == parent.axes.values[name].dims for parent in parents)
+    return sources if alike else []
 
 
 def _views_at(parents: Sequence[Analysis], space: Space, node: str) -> list[View]:

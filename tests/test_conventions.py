@@ -38,6 +38,7 @@ def test_public_names_are_pinned() -> None:
     assert fxfuse.__all__ == [
         "METHODS",
         "Analysis",
+        "FinetuneSettings",
         "FitSettings",
         "FuseError",
         "FuseResult",
@@ -76,6 +77,9 @@ def test_methods_are_pinned() -> None:
         "kmeans-linear",
         "hungarian-gradient",
         "kmeans-gradient",
+        "partial",
+        "ensemble",
+        "select",
     ]
     assert DEFAULT in METHODS
 

@@ -19,7 +19,17 @@ from fxfuse.passes.fitting import FitPlan
 from fxfuse.passes.importance import IMPORTANCES
 from fxfuse.passes.normalize import PASSES
 from fxfuse.passes.solvers import SOLVERS
-from fxfuse.recipe import DataSpec, FitSettings, Limit, ParentSpec, Preprocessing, Recipe, TargetSpec, parse_recipe
+from fxfuse.recipe import (
+    DataSpec,
+    FinetuneSettings,
+    FitSettings,
+    Limit,
+    ParentSpec,
+    Preprocessing,
+    Recipe,
+    TargetSpec,
+    parse_recipe,
+)
 from fxfuse.records import Record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +45,7 @@ RECORDS: dict[str, type[Record]] = {
     "Preprocessing": Preprocessing,
     "Limit": Limit,
     "Fit": FitSettings,
+    "Finetune": FinetuneSettings,
 }
 
 

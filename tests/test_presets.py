@@ -12,7 +12,7 @@ from fxfuse.presets import DEFAULT, METHODS, find_method
 def test_the_methods():
     assert set(METHODS) == {
         "average", "ot", "rebasin", "zip", "transplant", "hungarian", "kmeans", "hungarian-linear", "kmeans-linear",
-        "hungarian-gradient", "kmeans-gradient",
+        "hungarian-gradient", "kmeans-gradient", "partial", "ensemble", "select",
     }  # fmt: skip
     assert DEFAULT in METHODS
 
@@ -25,12 +25,12 @@ def test_every_method_is_made_of_parts_that_exist(name):
     find_importance(preset.importance)
     assert preset.fit in ("none", "linear", "gradient")
     assert preset.summary
-    assert preset.needs_data == (name != "average")
+    assert preset.needs_data == (name not in ("average", "ensemble", "select"))
 
 
 def test_a_fit_is_in_the_name():
     for name, preset in METHODS.items():
-        assert preset.fit == "none" or name.endswith(f"-{preset.fit}")
+        assert preset.fit == "none" or name.endswith(f"-{preset.fit}") or name == "partial"
         assert preset.fit != "none" or "-" not in name
         assert preset.fit != "none" or not preset.joint
 
