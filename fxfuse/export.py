@@ -94,7 +94,7 @@ def to_onnx(
     reference = _evaluated(module)
     program = exported(module, example)
     example = at_least_two(example)
-    with quiet(), _views_as_reshapes(program):
+    with quiet(), _views_of_copies(program):
         try:
             onnx_program = torch.onnx.export(
                 program,
@@ -130,17 +130,30 @@ def to_onnx(
 
 
 @contextlib.contextmanager
-def _views_as_reshapes(program: ExportedProgram) -> Iterator[None]:
-    """A view of what attention returns is legal for torch's own kernel, whose strides it was traced with; the operators
-    that ONNX is written in lay the same values out otherwise. As reshapes, both are right."""
-    views = [node for node in program.graph.nodes if node.target is torch.ops.aten.view.default]
+def _views_of_copies(program: ExportedProgram) -> Iterator[None]:
+    """Inside, what is viewed after a transposition is copied first.
+
+    A view of what attention returns is legal in the layout of torch's own kernel, with which it was traced; operators
+    that ONNX is written in lay the same values out otherwise. ONNX itself has no layouts, and the copies vanish.
+    """
+    graph, aten = program.graph, torch.ops.aten
+    turned = (aten.transpose.int, aten.permute.default)
+    split = (aten.view.default, aten.reshape.default)
+    views = [node for node in graph.nodes if node.target in split and node.args[0].target in turned]
     for node in views:
-        node.target = torch.ops.aten.reshape.default
+        with graph.inserting_before(node):
+            copied = graph.call_function(
+                aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+            )
+            copied.meta.update(node.args[0].meta)
+        node.replace_input_with(node.args[0], copied)
     try:
         yield
     finally:
         for node in views:
-            node.target = torch.ops.aten.view.default
+            copied = node.args[0]
+            node.replace_input_with(copied, copied.args[0])
+            graph.erase_node(copied)
 
 
 def _check_onnx(
