@@ -276,7 +276,8 @@ def _train_gate(logs: Sequence[Tensor], own: Sequence[Tensor], goal: Tensor) -> 
     """Weights and bias of the gate: Adam on the cross-entropy of the mixture to the goal. ``logs`` are the parents'
     log-probabilities, ``own`` their probabilities over all classes."""
     rows = torch.cat(list(logs), 1)
-    spread = rows.std(0).clamp_min(1e-6)
+    spread, middle = rows.std(0).clamp_min(1e-6), rows.mean(0)
+    rows = (rows - middle) / spread
     chances = torch.stack(list(own), 1)
     weight = torch.zeros(len(logs), rows.shape[1], requires_grad=True)
     bias = torch.zeros(len(logs), requires_grad=True)
@@ -284,10 +285,11 @@ def _train_gate(logs: Sequence[Tensor], own: Sequence[Tensor], goal: Tensor) -> 
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-        share = F.linear(rows / spread, weight, bias).softmax(1)
+        share = F.linear(rows, weight, bias).softmax(1)
         mixed = torch.einsum("np,npc->nc", share, chances).clamp_min(1e-6)
         loss = -(goal * mixed.log()).sum(1).mean() + DECAY * weight.square().sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         optimizer.step()
-    return (weight / spread).detach(), bias.detach()
+    weight = (weight / spread).detach()
+    return weight, bias.detach() - weight @ middle

@@ -65,18 +65,33 @@ def test_the_same_network_with_its_classes_in_another_order_is_itself(name):
     assert distance(outputs(result.module, inputs), outputs(own, inputs)) < 1e-4
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, preset in METHODS.items() if preset.form == "fused"])
 def test_a_parent_cut_in_two_by_its_classes_is_made_whole(method):
     whole = randomise(digits_net(), 0).eval()
     maps = [[0, 1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]
     parents = [_part(whole, own) for own in maps]
-    result = fuse(parents, calibration=data("digits_net"), labels=maps, method=method, fit=QUICK)
+    result = fuse(parents, calibration=data("digits_net"), labels=maps, method=method, fit=QUICK, budget=1.0)
     assert result.classes == tuple("0123456789")
     digits_net().load_state_dict(result.state_dict(), strict=True)
     inputs = ZOO["digits_net"].example(6, seed=4)
     if method in ("average", "rebasin", "ot", "hungarian", "kmeans", "zip"):
         assert distance(outputs(result.module, inputs), outputs(whole, inputs)) < 1e-3
     assert {row.name for row in result.scores} >= {"fused", "ensemble (probabilities)"}
+
+
+@pytest.mark.parametrize(("method", "budget"), [("partial", 1.5), ("ensemble", None), ("select", None)])
+def test_branches_answer_over_the_union(method, budget):
+    whole = randomise(digits_net(), 0).eval()
+    maps = [[0, 1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]
+    parents = [_part(whole, own) for own in maps]
+    result = fuse(parents, calibration=data("digits_net"), labels=maps, method=method, fit=QUICK, budget=budget)
+    inputs = ZOO["digits_net"].example(6, seed=4)
+    (found,) = outputs(result.module, inputs)
+    assert found.shape == (6, 10)
+    together, fused = (next(s for s in result.scores if s.name == n) for n in ("ensemble (probabilities)", "fused"))
+    if method == "ensemble":
+        assert fused.agreement == together.agreement == 1
+    assert fused.parameters <= together.parameters
 
 
 def _part(whole, classes):
