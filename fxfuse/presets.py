@@ -27,8 +27,8 @@ class Preset:
 
     ``statistics`` says what neurons are compared by; by weights, ``search`` is the way through the spaces
     (:mod:`fxfuse.passes.weight_matching`). ``views`` are the values that activations are read from: where they are
-    ``read``, or also where they are ``formed``, before the nonlinearity. ``reads`` says how a neuron is found again in the
-    fused network: by its ``groups``, or by ``regression`` on all fused neurons (:mod:`fxfuse.passes.reads`).
+    ``read``, or also where they are ``formed``, before the nonlinearity. ``reads`` says how a neuron is found again in
+    the fused network: by its ``groups``, or by ``regression`` on all fused neurons (:mod:`fxfuse.passes.reads`).
     ``form`` is what comes out: one ``fused`` network, or all parents side by side in one graph, which answer together
     (``ensemble``) or of which one is chosen per sample (``select``). With ``budget`` only as many levels are fused as
     that factor on one network's parameters demands (:mod:`fxfuse.passes.partial`).

@@ -50,7 +50,7 @@ RISE = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Groupings of all spaces, the statistics that each was made from, and the objective ``F`` (``None``: no search)."""
+    """Groupings of all spaces, the statistics that each was made from, and ``F`` (``None``: no search)."""
 
     groupings: dict[int, Grouping]
     statistics: dict[int, SpaceStatistics]
@@ -190,9 +190,9 @@ def trees_in_order(pairs: Correspondence) -> tuple[tuple[Space, ...], ...]:
         for name in parameters_of(reference.program.module, node):
             axes = reference.axes.state.get(name)
             for dim, layout in enumerate(() if axes is None else axes.dims):
-                for space in spaces_in(layout):
-                    if axes is not None and (dim, space) not in axes.reads:
-                        place.setdefault(space, turn)
+                for number in spaces_in(layout):
+                    if axes is not None and (dim, number) not in axes.reads:
+                        place.setdefault(number, turn)
     found = []
     for space in reference.axes.spaces:
         if space.outer is None:

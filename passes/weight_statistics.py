@@ -13,8 +13,8 @@ neurons, one column per neuron,
 
 is the Gram matrix that the solvers know from activations, and its largest trace over permutations is the objective of
 weight matching in Git Re-Basin. Every parameter is first divided by the root of its mean square over all parents: an
-entry of a wide layer, whose weights are small, says as much as one of a narrow layer. ``part = "written"`` counts only what makes a neuron (incoming weights, biases, norms'
-scales and shifts), as OTFusion does; ``"all"`` what reads it, too.
+entry of a wide layer, whose weights are small, says as much as one of a narrow layer. ``part = "written"`` counts only
+what makes a neuron (incoming weights, biases, norms' scales and shifts), as OTFusion does; ``"all"`` its readers, too.
 
 A dimension whose frame is not known makes the parameter say nothing yet, or, where nothing else would be left
 (``foreign = "sort"``), its entries are sorted, which does not depend on their order.
@@ -113,7 +113,7 @@ def leaf_paths(x: Tensor, axes: TensorAxes) -> Iterator[_Path]:
             shape = [*path.x.shape[:at], *sizes, *path.x.shape[at + 1 :]]
             pending.append(path.replaced(path.x.reshape(shape), at, layout.parts))
         elif isinstance(layout, Concat):
-            pieces = path.x.split([part.size for part in layout.parts], at)
+            pieces = torch.split(path.x, [part.size for part in layout.parts], at)
             found = [path.replaced(x, at, [part]) for x, part in zip(pieces, layout.parts, strict=True)]
             pending.extend(reversed(found))
 
@@ -170,7 +170,8 @@ def _framed(
 
 
 def _applied(x: Tensor, at: int, matrix: Tensor) -> Tensor:
-    return torch.tensordot(x, matrix, dims=([at], [1])).movedim(-1, at)
+    found: Tensor = torch.tensordot(x, matrix, dims=([at], [1]))
+    return found.movedim(-1, at)
 
 
 def _resampled(x: Tensor, at: int, size: int) -> Tensor:
@@ -237,7 +238,9 @@ def parameter_scales(pairs: Correspondence) -> Scales:
     states = [parent.program.module.state_dict() for parent in pairs.parents]
     out = {}
     for name in parameter_names(pairs):
-        squares = [state[own[name]].detach().double().square().mean() for state, own in zip(states, pairs.names, strict=True)]
+        squares = [
+            state[own[name]].detach().double().square().mean() for state, own in zip(states, pairs.names, strict=True)
+        ]
         energy = float(torch.stack(squares).mean())
         out[name] = energy**-0.5 if energy > 0 else 1.0
     return out
@@ -338,7 +341,7 @@ def _scores(norms: Sequence[tuple[bool, Tensor]], importance: ImportanceName) ->
 
 def _scaled(scores: Tensor, sizes: Sequence[int], weights: tuple[float, ...]) -> Tensor:
     """Every parent's scores times its weight, the mean over parents of their sums made one; evened a little."""
-    parts = [weight * own for weight, own in zip(weights, scores.split(list(sizes)), strict=True)]
+    parts = [weight * own for weight, own in zip(weights, torch.split(scores, list(sizes)), strict=True)]
     even = [torch.full_like(own, weight / len(own)) for weight, own in zip(weights, parts, strict=True)]
     whole = float(sum(part.sum() for part in parts))
     if whole <= 0:

@@ -3,16 +3,19 @@
 import pytest
 
 from fxfuse.errors import MethodError
-from fxfuse.passes.importance import find_importance
+from fxfuse.passes.importance import WITHOUT_DATA, find_importance
 from fxfuse.passes.solvers import find_solver
 from fxfuse.passes.solvers.table import check_options
 from fxfuse.presets import DEFAULT, METHODS, find_method
 
+ON_WEIGHTS = ("ot-weights", "rebasin-weights", "transplant")
+
 
 def test_the_methods():
     assert set(METHODS) == {
-        "average", "ot", "rebasin", "zip", "transplant", "hungarian", "kmeans", "hungarian-linear", "kmeans-linear",
-        "hungarian-gradient", "kmeans-gradient", "partial", "ensemble", "select",
+        "average", "ot", "ot-sinkhorn", "ot-weights", "rebasin", "rebasin-weights", "zip", "transplant-read",
+        "hungarian-read", "kmeans-read", "zip-read", "transplant", "hungarian", "kmeans", "hungarian-linear",
+        "kmeans-linear", "hungarian-gradient", "kmeans-gradient", "partial", "ensemble", "select",
     }  # fmt: skip
     assert DEFAULT in METHODS
 
@@ -25,13 +28,16 @@ def test_every_method_is_made_of_parts_that_exist(name):
     find_importance(preset.importance)
     assert preset.fit in ("none", "linear", "gradient")
     assert preset.summary
-    assert preset.needs_data == (name not in ("average", "ensemble", "select"))
+    assert preset.needs_data == (name not in ("average", "ensemble", "select", *ON_WEIGHTS))
+    assert preset.statistics == "activations" or preset.importance in WITHOUT_DATA
 
 
 def test_a_fit_is_in_the_name():
     for name, preset in METHODS.items():
         assert preset.fit == "none" or name.endswith(f"-{preset.fit}") or name == "partial"
-        assert preset.fit != "none" or "-" not in name
+        assert preset.fit != "none" or not name.endswith(("-linear", "-gradient"))
+        assert (preset.reads == "regression") == name.endswith("-read")
+        assert (preset.statistics == "weights") == (name.endswith("-weights") or preset.solver == "transplant")
         assert preset.fit != "none" or not preset.joint
 
 

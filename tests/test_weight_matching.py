@@ -74,9 +74,7 @@ def test_no_space_can_raise_the_objective_at_the_fixed_point(parents):
 
 def test_restarts_never_lower_the_objective():
     pairs = family(2)
-    values = [
-        match_weights(pairs, (0.5, 0.5), "rebasin", {}, search="ascent", restarts=n).objective for n in (0, 3)
-    ]
+    values = [match_weights(pairs, (0.5, 0.5), "rebasin", {}, search="ascent", restarts=n).objective for n in (0, 3)]
     assert values[1] >= values[0]
 
 
