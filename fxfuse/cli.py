@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fxfuse.comparison.command import compare_command
 from fxfuse.coverage.command import coverage_command
 from fxfuse.errors import FuseError
 from fxfuse.options import budget_of, data_of, granularity_of, parents_of, recipe_of, target_of
@@ -328,6 +329,7 @@ def _inspect_notes(analysis: "Analysis") -> list[str]:
     return [f"traced by {front}; {spaces}", *(f"note: {note}" for note in notes)]
 
 
+app.command("compare")(compare_command)
 app.command("coverage")(coverage_command)
 
 # ---------------------------------------------------------------------------------------------- export, eval, methods

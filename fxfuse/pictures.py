@@ -260,6 +260,43 @@ def draw_scores(scores: Sequence[Score], path: Path) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar with its deviation, and a second figure as a mark."""
+
+    name: str
+    value: float
+    deviation: float = 0.0
+    mark: float | None = None
+
+
+def draw_bars(bars: Sequence[Bar], title: str, path: Path) -> bool:
+    """One bar per row with its spread; diamonds for the second figures (after fine-tuning). False without rows."""
+    if not bars:
+        return False
+    figure = _figure(7.2, 0.9 + 0.27 * len(bars))
+    axes = figure.add_subplot()
+    at = range(len(bars))
+    colours = [ROLES[role(bar.name)] for bar in bars]
+    axes.barh(at, [bar.value for bar in bars], xerr=[bar.deviation for bar in bars], color=colours, height=0.66,
+              zorder=2, error_kw={"ecolor": INK, "elinewidth": 1.2})  # fmt: skip
+    marked = [(bar.mark, i) for i, bar in enumerate(bars) if bar.mark is not None]
+    if marked:
+        xs, ys = zip(*marked, strict=True)
+        axes.plot(xs, ys, "D", ms=5, mfc="white", mec=INK, zorder=3, label="fine-tuned")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+    right = max(max(bar.value + bar.deviation, bar.mark or 0.0) for bar in bars)
+    for i, bar in enumerate(bars):
+        axes.text(1.02 * right, i, f"{bar.value:.4g}", va="center_baseline", fontsize=8.5, color=INK)
+    axes.set_yticks(at, [_escape(bar.name if len(bar.name) <= 34 else bar.name[:33] + "…") for bar in bars])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * right or 1.0)
+    axes.set_xlabel(title)
+    _finish(axes, "x")
+    save(figure, path)
+    return True
+
+
 def draw_levels(levels: Sequence[LevelReport], path: Path) -> bool:
     """Relative error of every level before and after its fit, and what the grouping alone gave up.
 

@@ -1,0 +1,1 @@
+"""Compare methods: one recipe, many methods and seeds, one table."""
