@@ -65,7 +65,7 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name
         if isinstance(value, Mapping | list | tuple) and _holds_tensor(value):
             raise DataError(
                 f"{name}: argument {key!r} is a {type(value).__name__} of tensors; graph inputs must be tensors. "
-                "Trace a sub-module that takes tensors (submodule=)"
+                "Take a part of the network that takes tensors (submodule, --submodule)"
             )
     first = tensors[0]
     if first.dim() == 0 or first.shape[0] == 0:

@@ -70,21 +70,29 @@ def trace(
         raise TraceError(
             f"{name} takes the example but no other batch size; the batch must stay free: {error}"
         ) from error
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     for attempt in _attempts(front_end):
         try:
             program = attempt(twin, bound, tuple(leaves))
             check_equal(twin, program.module, bound, inputs, expected)
         except Exception as error:
-            failures.append(f"{attempt.__name__.strip('_')}: {describe(error)}")
+            failures[attempt.__name__] = describe(error)
             continue
-        notes = (*bound.notes, *failures, *program.notes)
+        notes = (*bound.notes, *_listed(failures), *program.notes)
         example = tuple(x.detach().clone() for x in at_batch(bound.tensors, max(2, bound.tensors[0].shape[0])))
         return Program(name, program.module, example, program.front_end, notes)
     raise TraceError(
-        f"{name} cannot be turned into a graph. {'; '.join(failures)}. Name a module to keep whole with leaves=, "
-        "or trace only a part with submodule="
+        f"{name} cannot be turned into a graph. {'; '.join(_listed(failures))}. Name the module that cannot be "
+        "followed as a leaf (leaves, --leaf), which keeps it whole, or take only a part of the network (submodule, --submodule)"
     )
+
+
+def _listed(failures: dict[str, str]) -> list[str]:
+    """What stopped each front end; those that stopped for the same reason share a sentence."""
+    shared: dict[str, list[str]] = {}
+    for front_end, reason in failures.items():
+        shared.setdefault(reason, []).append(front_end)
+    return [f"{' and '.join(names)}: {reason}" for reason, names in shared.items()]
 
 
 @dataclass(frozen=True, slots=True)
