@@ -175,7 +175,7 @@ class Interpreter(fx.Interpreter):
             raise
         except Exception as error:
             result = self._opaque(n, error)
-        if isinstance(result, Tensor) and n.op != "get_attr":
+        if isinstance(result, Tensor) and (n.op != "get_attr" or self.mode.meaning(result).stored):
             result = self._named(result, n.name)
         return result
 

@@ -152,6 +152,7 @@ def itself(row: Subject) -> str:
         weights=shares,
         device=device,
         importance="uniform",
+        views="formed",  # neurons that never fire differ before their nonlinearity
         rows_per_sample=None,  # a neuron that fires at one position only has to be seen there
     )
     every = pairs.reference.axes.spaces
@@ -240,6 +241,9 @@ COLUMNS: dict[str, Column] = {
     "onnx": Column("ONNX", onnx, ("export",)),
 }
 """The columns in the order in which they run. ``graph`` is what tracing makes, whether or not a leaf stays closed."""
+
+LAWS = ("traced", "equal", "spaces", "opaque", "levels", "permutation", "self-fusion")
+"""The columns about the analysis: quick beside those that fuse and write files."""
 
 
 def _data(entry: Entry) -> Any:

@@ -20,6 +20,9 @@ def coverage_command(
         list[str] | None, typer.Option(metavar="NAME", help="The beginning of a family's name: timm; repeat.")
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Only the small models that stand for their family.")] = False,
+    laws: Annotated[
+        bool, typer.Option("--laws", help="Only the columns about the analysis; a later run does the rest.")
+    ] = False,
     again: Annotated[str, typer.Option(help="Finished rows to run anew: none, failed, other (code), all.")] = "none",
     seconds: Annotated[float, typer.Option(help="Time limit of one model.")] = 900.0,
     gigabytes: Annotated[float, typer.Option(help="Memory limit of one model (Linux).")] = 12.0,
@@ -37,6 +40,7 @@ def coverage_command(
     """
     from fxfuse.console import make_console, say
     from fxfuse.coverage.catalogue import catalogue, choose, missing
+    from fxfuse.coverage.checks import COLUMNS, LAWS
     from fxfuse.coverage.driver import Limits, run_rows
     from fxfuse.coverage.table import counts, kept, write_page
     from fxfuse.errors import MethodError
@@ -47,13 +51,15 @@ def coverage_command(
     notes = [f"{package} is not installed: its rows are left out." for package in missing().values()]
     rows = choose(only or (), family or (), fast)
     folder = Path(out)
-    records = run_rows(
-        rows, folder / "rows", Limits(seconds, gigabytes, jobs), again=again, say=lambda line: say(console, line)
-    )
+    limits = Limits(seconds, gigabytes, jobs, LAWS if laws else tuple(COLUMNS))
+    records = run_rows(rows, folder / "rows", limits, again=again, say=lambda line: say(console, line))
     target = folder / "coverage.md" if page is None else Path(page)
     there, left = kept(folder / "rows", list(catalogue()))
     if left:
         notes.append(f"Not run for this page: {', '.join(left)}.")
     write_page(there, target, notes)
-    summary = [f"{name}: {green} of {every} green" for name, (green, every) in counts(list(records.values())).items()]
-    say(console, *notes, *summary, f"written: {target}")
+    summary = [
+        f"{name}: {green} of {every} green, laws hold for {hold}"
+        for name, (green, hold, every) in counts(list(records.values())).items()
+    ]
+    say(console, *summary, f"written: {target}")

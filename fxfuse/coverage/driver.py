@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fxfuse
+from fxfuse.coverage.checks import COLUMNS
 from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import Outcome, Record, read
 from fxfuse.coverage.worker import work
@@ -23,6 +24,7 @@ class Limits:
     seconds: float = 900.0
     gigabytes: float = 12.0
     jobs: int = 1
+    columns: tuple[str, ...] = tuple(COLUMNS)
 
 
 def fingerprint() -> str:
@@ -48,7 +50,7 @@ def run_rows(
     folder.mkdir(parents=True, exist_ok=True)
     code = fingerprint()
     found = {name: read(folder, name) for name in rows}
-    left = [name for name, record in found.items() if record is None or _again(record, again, code)]
+    left = [name for name, record in found.items() if record is None or _again(record, again, code, limits)]
     say(f"{len(rows) - len(left)} of {len(rows)} rows are there already")
     context = multiprocessing.get_context(_method())
     if isinstance(context, multiprocessing.context.ForkServerContext):
@@ -56,15 +58,16 @@ def run_rows(
     with ThreadPoolExecutor(max_workers=max(1, limits.jobs)) as pool:
         for name, record in pool.map(lambda name: (name, _row(name, folder, limits, code, context)), left):
             found[name] = record
-            state = "green" if record.green else record.reason
+            state = record.reason if record.failed else "green" if record.green else "green as far as it went"
             say(f"{name}: {state} ({record.seconds:.0f} s)")
     return {name: record for name, record in found.items() if record is not None}
 
 
-def _again(record: Record, again: str, code: str) -> bool:
-    if not record.done or again == "all":
+def _again(record: Record, again: str, code: str, limits: Limits) -> bool:
+    complete = record.whole or (record.done and len(limits.columns) < len(COLUMNS))
+    if not complete or again == "all":
         return True
-    return (again == "failed" and not record.green) or (again == "other" and record.code != code)
+    return (again == "failed" and record.failed) or (again == "other" and record.code != code)
 
 
 def _method() -> str:
@@ -74,7 +77,7 @@ def _method() -> str:
 
 def _row(name: str, folder: Path, limits: Limits, code: str, context: multiprocessing.context.BaseContext) -> Record:
     process = context.Process(  # type: ignore[attr-defined]  # every context has one
-        target=work, args=(name, folder, limits.gigabytes, code), name=name, daemon=True
+        target=work, args=(name, folder, limits.gigabytes, code, limits.columns), name=name, daemon=True
     )
     start = time.monotonic()
     process.start()

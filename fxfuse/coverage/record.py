@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fxfuse.output import write_atomically
 
 State = Literal["ok", "failed", "not run"]
+LEFT = "left to another run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,16 @@ class Record:
     code: str = ""
 
     @property
+    def whole(self) -> bool:
+        """Whether no column was left to another run."""
+        return self.done and all(cell.reason != LEFT for cell in self.cells.values())
+
+    @property
+    def failed(self) -> bool:
+        """Whether some column does not hold."""
+        return any(cell.state == "failed" for cell in self.cells.values())
+
+    @property
     def green(self) -> bool:
         """Whether every column holds."""
         return self.done and bool(self.cells) and all(cell.state == "ok" for cell in self.cells.values())
@@ -43,7 +54,7 @@ class Record:
     def reason(self) -> str:
         """The first reason why the row is not green."""
         for name, cell in self.cells.items():
-            if cell.state != "ok":
+            if cell.state == "failed":
                 return f"{name}: {cell.reason}"
         return "" if self.done else "not finished"
 

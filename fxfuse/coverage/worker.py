@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from fxfuse.coverage.catalogue import catalogue
 from fxfuse.coverage.checks import COLUMNS, CheckError, Column, Subject, subject
 from fxfuse.coverage.entry import Entry
-from fxfuse.coverage.record import Outcome, Record, place
+from fxfuse.coverage.record import LEFT, Outcome, Record, place
 from fxfuse.errors import FuseError
 from fxfuse.export_tools import first_line
 
@@ -25,7 +26,7 @@ GIB = 2**30
 UNDER_WAY = Outcome("failed", reason="did not come to its end")
 
 
-def work(name: str, folder: Path, gigabytes: float, code: str) -> None:
+def work(name: str, folder: Path, gigabytes: float, code: str, columns: Sequence[str] = tuple(COLUMNS)) -> None:
     """Run the row ``name`` and write its record into ``folder``; what it prints goes into a log beside it."""
     _limit(gigabytes)
     torch.set_num_threads(1)
@@ -33,7 +34,7 @@ def work(name: str, folder: Path, gigabytes: float, code: str) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
         with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            run_row(catalogue()[name], folder, name=name, code=code)
+            run_row(catalogue()[name], folder, name=name, code=code, columns=columns)
     sys.stdout.flush()
 
 
@@ -46,8 +47,10 @@ def _limit(gigabytes: float) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def run_row(entry: Entry, folder: Path, *, name: str | None = None, code: str = "") -> Record:
-    """Run every column of one row in this process; the record is written after each."""
+def run_row(
+    entry: Entry, folder: Path, *, name: str | None = None, code: str = "", columns: Sequence[str] = tuple(COLUMNS)
+) -> Record:
+    """Run the ``columns`` of one row in this process; the record is written after each."""
     record = Record(name or entry.name, entry.family, entry.shape, entry.note, code=code)
     start = time.monotonic()
     row: Subject | None = None
@@ -60,6 +63,9 @@ def run_row(entry: Entry, folder: Path, *, name: str | None = None, code: str = 
             traceback.print_exc()
             record.cells["traced"] = Outcome("failed", reason=f"cannot be built: {first_line(error)}")
         for title, column in COLUMNS.items():
+            if title not in columns:
+                record.cells.setdefault(title, Outcome("not run", reason=LEFT))
+                continue
             if row is None or not _ready(column, row, record):
                 record.cells.setdefault(title, Outcome("not run", reason="an earlier column failed"))
                 continue
