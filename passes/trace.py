@@ -83,7 +83,8 @@ def trace(
         return Program(name, program.module, example, program.front_end, notes)
     raise TraceError(
         f"{name} cannot be turned into a graph. {'; '.join(_listed(failures))}. Name the module that cannot be "
-        "followed as a leaf (leaves, --leaf), which keeps it whole, or take only a part of the network (submodule, --submodule)"
+        "followed as a leaf (leaves, --leaf), which keeps it whole, or take only a part of the network (submodule, "
+        "--submodule)"
     )
 
 
