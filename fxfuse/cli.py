@@ -17,7 +17,16 @@ import typer
 from fxfuse.comparison.command import compare_command
 from fxfuse.coverage.command import coverage_command
 from fxfuse.errors import FuseError
-from fxfuse.options import budget_of, data_of, granularity_of, parents_of, recipe_of, target_of
+from fxfuse.options import (
+    budget_of,
+    data_of,
+    granularity_of,
+    options_of,
+    parent_of,
+    parents_of,
+    recipe_of,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from fxfuse.inputs import Example
@@ -140,6 +149,14 @@ def fuse_command(
         str | None, typer.Option(help="The fused architecture: a source, or a factor on the first parent's widths.")
     ] = None,
     importance: Annotated[str | None, typer.Option(help="How neurons are weighed against each other.")] = None,
+    statistics: Annotated[str | None, typer.Option(help="Compare neurons by activations or by weights.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the method: metric=cosine; repeat.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE[=FILE]", help="The model that all parents were trained from (ties)."),
+    ] = None,
     granularity: Annotated[str | None, typer.Option(help="block, layer, a number, or node names: a,b,c.")] = None,
     head: Annotated[str | None, typer.Option(help="probabilities, logits or labels.")] = None,
     budget: Annotated[
@@ -196,6 +213,9 @@ def fuse_command(
         "method": method,
         "target": target_of(target),
         "importance": importance,
+        "statistics": statistics,
+        "options": options_of(option or []),
+        "base": None if base is None else parent_of(base),
         "granularity": None if granularity is None else granularity_of(granularity),
         "head": head,
         "budget": budget_of(budget),

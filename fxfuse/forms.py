@@ -11,15 +11,18 @@ import torch
 from torch import fx
 
 from fxfuse.errors import MethodError
+from fxfuse.label_space import LabelSpace
+from fxfuse.passes.class_spaces import class_spaces
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.costs import Budget, Cut, parse_budget
 from fxfuse.passes.label_ensemble import LabelEnsemble
+from fxfuse.passes.merges import Merge
 from fxfuse.passes.partial import Branched, analysed, fused_in_part, selected, side_by_side
-from fxfuse.passes.rewrite import rewrite
 from fxfuse.passes.routing import check_router
-from fxfuse.presets import Form, Preset
+from fxfuse.passes.similar import widened
+from fxfuse.presets import Dial, Form, Preset
 from fxfuse.samples import Samples
-from fxfuse.types import Analysis, Granularity, Grouping
+from fxfuse.types import Analysis, Granularity, Grouping, SpaceStatistics
 
 ROUTER = "confidence"
 
@@ -48,6 +51,26 @@ class Chosen:
     budget: Budget | None = None
     stated: float | str | None = None
     router: str | None = None
+    dial: Dial = "levels"
+
+    def widened(
+        self,
+        pairs: Correspondence,
+        statistics: Mapping[int, SpaceStatistics],
+        shares: tuple[float, ...],
+        classes: LabelSpace | None,
+    ) -> tuple[Correspondence, tuple[str, ...]]:
+        """The parents with a target as wide as the budget allows, where it is spent on neurons, and what was done."""
+        if self.budget is None or self.dial != "neurons":
+            return pairs, ()
+        fixed = () if classes is None else class_spaces(pairs.reference, classes.size)
+        wide, found = widened(pairs, statistics, shares, self.budget, fixed=fixed)
+        note = (
+            f"{found.apart} neurons stay by themselves, those whose groups miss more than {found.threshold:.3g} of "
+            f"their energy: {found.cost:,} {self.budget.unit} where {found.allowed:,.0f} are allowed (one network "
+            f"{found.least:,})"
+        )
+        return wide, (note,)
 
     def build(
         self,
@@ -58,6 +81,7 @@ class Chosen:
         union: LabelEnsemble | None,
         samples: Samples | None,
         device: torch.device,
+        merge: Merge,
     ) -> Made:
         """The network of this form. Raises :class:`MethodError` where a budget is too small or a router cannot be."""
         if self.form == "ensemble":
@@ -65,8 +89,8 @@ class Chosen:
         if self.form == "select":
             module = selected(pairs, shares, self.router or ROUTER, samples, union, device)
             return Made(module, _nothing_to_fit(pairs), True)
-        fused = rewrite(pairs, groupings, shares)
-        if self.budget is None:
+        fused = merge.apply(pairs, groupings, shares)
+        if self.budget is None or self.dial == "neurons":
             return Made(fused, pairs, False)
         made = fused_in_part(pairs, fused, groupings, shares, head, union, self.budget)
         branched = made.module is not fused
@@ -85,7 +109,7 @@ def choose_form(preset: Preset, method: str, budget: float | str | None, router:
     if preset.form != "fused":
         return Chosen(preset.form, router=(router or ROUTER) if preset.form == "select" else None)
     stated = preset.budget if budget is None else budget
-    return Chosen("fused") if stated is None else Chosen("fused", parse_budget(stated), stated)
+    return Chosen("fused") if stated is None else Chosen("fused", parse_budget(stated), stated, dial=preset.dial)
 
 
 def _nothing_to_fit(pairs: Correspondence) -> Correspondence:

@@ -18,7 +18,7 @@ def recipe_of(path: str | None, options: dict[str, Any]) -> "Recipe":
     entries = {} if path is None else load_recipe(path).model_dump(exclude_defaults=True)
     if path is None and options["parents"] is None:
         raise RecipeError("There is nothing to fuse: name a recipe, or parents by --parent and --weights.")
-    nested = {key: options.get(key) or {} for key in ("fit", "finetune")}
+    nested = {key: options.get(key) or {} for key in ("fit", "finetune", "options")}
     entries.update({key: value for key, value in options.items() if value is not None and key not in nested})
     for key, part in nested.items():
         given = {name: value for name, value in part.items() if value is not None}
@@ -35,7 +35,7 @@ def parents_of(
         if weights or shares or labels:
             raise RecipeError("--weights, --share and --labels belong to --parent: name the code of the parents too.")
         return None
-    parents = [_parent(source) for source in sources]
+    parents = [parent_of(source) for source in sources]
     if len(parents) == 1 and len(weights) > 1 and "weights" not in parents[0]:
         parents = [dict(parents[0]) for _ in weights]
     if weights:
@@ -64,10 +64,26 @@ def _classes(text: str) -> list[str | int]:
     return [number for first, _, last in ends for number in range(int(first), int(last or first) + 1)]
 
 
-def _parent(text: str) -> dict[str, Any]:
+def parent_of(text: str) -> dict[str, Any]:
     """``net.py:build(width=3)=a.pt`` as source and weights; an equals sign in the call belongs to the call."""
     found = re.fullmatch(r"(.+?(?:\(.*\))?)=([^()]+)", text, re.DOTALL)
     return {"source": found[1], "weights": found[2]} if found else {"source": text}
+
+
+def options_of(texts: list[str]) -> dict[str, Any]:
+    """``metric=cosine`` as an entry, its value read as YAML."""
+    import yaml
+
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise RecipeError(f"An option of a method is written KEY=VALUE, metric=cosine. Got {text!r}.")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"The value of the option {key} cannot be read: {value!r}.") from None
+    return found
 
 
 def data_of(text: str | None) -> Any:

@@ -20,6 +20,7 @@ from fxfuse.errors import DataError, FuseError, MethodError
 from fxfuse.finetuning import Finetuned, fine_tune, plan_of
 from fxfuse.forms import choose_form
 from fxfuse.label_space import LabelSpace, label_space
+from fxfuse.methods import Given, check_needs, customised, group_parents, make_merge, method_notes
 from fxfuse.passes.augment import choose
 from fxfuse.passes.axes import axes
 from fxfuse.passes.calibrate import calibrate
@@ -29,18 +30,16 @@ from fxfuse.passes.finetune import make_optimizer
 from fxfuse.passes.fit import fit_levels
 from fxfuse.passes.fit_joint import FUSED, JointReport, fit_joint
 from fxfuse.passes.fitting import FitPlan, Store
-from fxfuse.passes.group import group
 from fxfuse.passes.importance import ImportanceName, find_importance
 from fxfuse.passes.label_ensemble import LabelEnsemble, label_ensemble
+from fxfuse.passes.merges import State, reference_states
 from fxfuse.passes.partition import partition
-from fxfuse.passes.reads import regressed
 from fxfuse.passes.repair import rescale
 from fxfuse.passes.resize import scale
 from fxfuse.passes.rewrite import fused_state
 from fxfuse.passes.teacher import make_teacher
 from fxfuse.passes.trace import trace
 from fxfuse.passes.verify import compare as compare_networks
-from fxfuse.passes.weight_matching import match_weights
 from fxfuse.presets import DEFAULT, Preset, find_method
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.recipe import FinetuneSettings, FitSettings
@@ -49,8 +48,8 @@ from fxfuse.types import Analysis, FuseResult, Granularity, Grouping, LevelRepor
 from fxfuse.weights import check_finite
 
 FIT_KEYS = ("steps", "joint_steps", "lr", "batch_size", "max_seconds", "start", "repair")
-JOINT_STEPS_PER_LEVEL = 50
-"""Deeper networks have more to make up for, and take smaller steps."""
+JOINT_STEPS_PER_LEVEL, SMALLER_BATCH = 100, 64
+"""Deeper networks have more to make up for, and take smaller steps: more of them, on half as many samples each."""
 Head = Literal["probabilities", "logits", "labels"]
 Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -104,6 +103,10 @@ def fuse(
     budget: float | str | None = None,
     router: str | None = None,
     importance: str | None = None,
+    statistics: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    base: nn.Module | None = None,
+    precisions: Given | None = None,
     granularity: Granularity = "block",
     fit: FitSettings | None = None,
     finetune: FinetuneSettings | int = 0,
@@ -129,6 +132,9 @@ def fuse(
     then has the union of the classes, and labels of the data are the union's. ``budget`` asks for the network with the
     fewest fused levels that it allows, the others being branches: a factor on one network's parameters, or a text
     (:func:`fxfuse.passes.costs.parse_budget`). ``router`` says how method ``select`` chooses a parent.
+    ``statistics`` compares neurons by ``activations`` or ``weights`` instead of as the method does; ``options`` are
+    those of its solver and its merge. ``base`` is the model that all parents were trained from, for task arithmetic and
+    TIES; ``precisions`` are those of the parents' parameters, one mapping by name per parent, for ``kl``.
     ``finetune`` trains the result end to end afterwards, for so many epochs or as settings say, and the best parent
     beside it as a control (:mod:`fxfuse.finetuning`).
     ``head`` says what the output is fitted to: the mean of the parents' probabilities, of their logits, or labels.
@@ -139,7 +145,8 @@ def fuse(
     Returns the fused network as ``result.module`` and the account of how it came about. Raises subclasses of
     :class:`fxfuse.errors.FuseError` for anything that cannot work, before any long work where that is possible.
     """
-    preset = find_method(method)
+    preset = customised(find_method(method), statistics, options or {})
+    check_needs(preset, method, calibration is not None, base is not None, precisions is not None)
     tuning = finetune if isinstance(finetune, FinetuneSettings) else FinetuneSettings(epochs=finetune)
     form = choose_form(preset, method, budget, router)
     importance_name = _importance(importance or preset.importance)
@@ -155,37 +162,44 @@ def fuse(
         classes = () if union is None else union.names
         samples = None if calibration is None else in_label_space(samples_from(calibration), classes)
         judged = None if evaluation is None else in_label_space(samples_from(evaluation), classes)
-        _check_data(preset, method, samples, judged, head)
+        _check_data(samples, judged, head)
         _check_tuning(tuning, samples)
     with clock.stage("analyse"):
         shown = _example(example, samples, judged)
-        options: dict[str, Any] = {
+        how: dict[str, Any] = {
             "granularity": granularity, "leaves": leaves, "submodule": submodule, "front_end": front_end,
         }  # fmt: skip
         with progress.start(len(parents), "trace and analyse") as bar:
             analyses = []
             for module, name, count in zip(parents, called, counts, strict=True):
                 check_finite(module, name)
-                analyses.append(analyse(module, shown, name=name, classes=count, **options))
+                analyses.append(analyse(module, shown, name=name, classes=count, **how))
                 bar.advance()
         if union is None:
             check_same_classes([analysis.program for analysis in analyses])
-        pairs = correspond(_target(target, analyses[0], shown, options, union), analyses)
+        pairs = correspond(_target(target, analyses[0], shown, how, union), analyses)
         notes.extend(_analysis_notes(pairs.reference))
+        ancestor = None if base is None else _base_state(base, pairs.reference, shown, how, counts[0])
     with deterministic():
         with clock.stage("calibrate"):
-            statistics: dict[int, SpaceStatistics] = {}
+            seen: dict[int, SpaceStatistics] = {}
             if samples is not None and preset.observes:
-                statistics = calibrate(
+                seen = calibrate(
                     pairs.parents, samples, weights=shares, device=where, importance=importance_name, seed=seed,
                     views=preset.views, classes=union, progress=progress,
                 )  # fmt: skip
+            merge = make_merge(preset, pairs, ancestor, precisions, samples, device=where, seed=seed, progress=progress)
         with clock.stage("group and rewrite"):
-            groupings, statistics = _group(pairs, statistics, preset, importance_name, shares, seed, union)
+            plain = pairs
+            pairs, widths = form.widened(pairs, seen, shares, union)
+            notes.extend(widths)
+            grouped = group_parents(pairs, seen, preset, importance_name, shares, seed, union, merge.precisions)
+            groupings, seen = grouped.groupings, grouped.statistics
+            notes.extend(method_notes(pairs, preset))
             answer = None
             if union is not None:
                 answer = label_ensemble(union, shares, [p.program for p in pairs.parents], samples, device=where)
-            made = form.build(pairs, groupings, shares, head, answer, samples, where)
+            made = form.build(pairs, groupings, shares, head, answer, samples, where, merge)
             fused, fitted = made.module.to(where), made.pairs
             notes.extend(made.notes)
         tuned = Finetuned()
@@ -207,7 +221,7 @@ def fuse(
                     fused,
                     fitted,
                     groupings,
-                    statistics,
+                    seen,
                     shares,
                     head,
                     samples,
@@ -222,7 +236,7 @@ def fuse(
                 notes.append(_joint_note(joint))
             if tuning.epochs:
                 with clock.stage("fine-tune"):
-                    teacher = make_teacher(fitted, groupings, shares, statistics, head, where, answer)
+                    teacher = make_teacher(fitted, groupings, shares, seen, head, where, answer)
                     tuned = fine_tune(
                         fused, teacher, samples, plan_of(tuning, plan.transformations), device=where, seed=seed,
                         progress=progress, store=checkpoint,
@@ -238,7 +252,7 @@ def fuse(
                 notes.append("no evaluation data was given: the comparison is on the calibration data")
             scores = compare_networks(
                 [parent.program for parent in pairs.parents], fused, data, weights=shares, device=where,
-                average=_plain_average(pairs, shares, union), union=answer, others=tuned.others,
+                average=_plain_average(plain, shares, union), union=answer, others=tuned.others,
                 progress=progress,
             )  # fmt: skip
     return FuseResult(
@@ -252,7 +266,8 @@ def fuse(
         notes=tuple(notes),
         timings=clock.seconds,
         settings={
-            "method": method, "importance": importance_name, "head": head, "seed": seed, "device": str(where),
+            "method": method, "statistics": preset.statistics, "options": {**preset.options, **preset.merge_options},
+            "importance": importance_name, "head": head, "seed": seed, "device": str(where),
             "weights": list(shares), "parents": list(called), "budget": form.stated, "router": form.router,
             "calibration": None if samples is None else f"{len(samples)} samples: {samples.description}",
         },
@@ -286,11 +301,8 @@ def _names(parents: Sequence[nn.Module], names: Sequence[str] | None) -> tuple[s
     return tuple(names)
 
 
-def _check_data(preset: Preset, method: str, samples: Samples | None, judged: Samples | None, head: Head) -> None:
-    if samples is None:
-        if preset.needs_data:
-            raise MethodError(f"method {method!r} looks at activations: give it calibration data, or take 'average'")
-    else:
+def _check_data(samples: Samples | None, judged: Samples | None, head: Head) -> None:
+    if samples is not None:
         check(samples, at_most=4096)
         if head == "labels" and not samples.labelled:
             raise MethodError("head 'labels' needs labelled calibration data; give labels, or take 'probabilities'")
@@ -346,33 +358,13 @@ def _analysis_notes(analysis: Analysis) -> Iterator[str]:
 # ----------------------------------------------------------------------------------------------- stages
 
 
-def _group(
-    pairs: Correspondence,
-    statistics: Mapping[int, SpaceStatistics],
-    preset: Preset,
-    importance: ImportanceName,
-    shares: tuple[float, ...],
-    seed: int,
-    union: LabelSpace | None = None,
-) -> tuple[dict[int, Grouping], dict[int, SpaceStatistics]]:
-    """The groupings, and the statistics that they were made from."""
-    classes = () if union is None else class_spaces(pairs.reference, union.size)
-    given = {space: union.grouping(space, shares) for space in classes} if union is not None else {}
-    spaces = tuple(space for space in pairs.reference.axes.spaces if space.id not in given)
-    if preset.statistics == "weights":
-        matched = match_weights(
-            pairs, shares, preset.solver, preset.options, search=preset.search, importance=importance, seed=seed,
-            given=given,
-        )  # fmt: skip
-        groupings, made = matched.groupings, matched.statistics
-    else:
-        widths = {space.id: pairs.widths(space.id) for space in spaces}
-        targets = {space.id: space.size for space in spaces}
-        made = dict(statistics)
-        groupings = given | group(spaces, made, widths, targets, preset.solver, preset.options, shares, seed)
-    if preset.reads == "regression":
-        groupings = regressed(spaces, groupings, statistics)
-    return groupings, made
+def _base_state(
+    base: nn.Module, reference: Analysis, example: Example, how: Mapping[str, Any], classes: int | None
+) -> State:
+    """The base model's tensors under the reference's names."""
+    check_finite(base, "base")
+    found = correspond(reference, [analyse(base, example, name="base", classes=classes, **how)])
+    return reference_states(found)[0]
 
 
 def _plan(preset: Preset, fit: FitSettings | None, example: Example, levels: int) -> FitPlan:
@@ -382,11 +374,13 @@ def _plan(preset: Preset, fit: FitSettings | None, example: Example, levels: int
         if isinstance(example, Tensor)
         else tuple(example.values() if isinstance(example, Mapping) else example)
     )
-    plan = FitPlan(
-        levels=preset.fit,
-        joint_steps=max(FitPlan().joint_steps, JOINT_STEPS_PER_LEVEL * levels) if preset.joint else 0,
-        transformations=choose(given.augment, inputs),
-    )
+    plan = FitPlan(levels=preset.fit, transformations=choose(given.augment, inputs))
+    if not preset.joint:
+        plan = replace(plan, joint_steps=0)
+    elif JOINT_STEPS_PER_LEVEL * levels > plan.joint_steps:
+        plan = replace(plan, joint_steps=JOINT_STEPS_PER_LEVEL * levels, joint_batch=SMALLER_BATCH)
+    if given.batch_size is not None:
+        plan = replace(plan, joint_batch=given.batch_size)
     chosen = {k: getattr(given, k) for k in FIT_KEYS}
     chosen = {k: v for k, v in chosen.items() if v is not None and not (k == "joint_steps" and not preset.joint)}
     return replace(plan, **chosen)
@@ -445,7 +439,8 @@ def _plain_state(
 ) -> dict[str, Tensor] | None:
     """The mean of the weights as they stand, where the parents' widths allow it."""
     try:
-        return fused_state(pairs, _group(pairs, {}, find_method("average"), "uniform", shares, 0, union)[0], shares)
+        grouped = group_parents(pairs, {}, find_method("average"), "uniform", shares, 0, union)
+        return fused_state(pairs, grouped.groupings, shares)
     except FuseError:
         return None
 

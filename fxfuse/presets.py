@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fxfuse.errors import MethodError, nearest
 from fxfuse.passes.fitting import FitKind
 from fxfuse.passes.importance import ImportanceName
+from fxfuse.passes.merges import MergeKind
 from fxfuse.passes.solvers import SolverName
 from fxfuse.passes.views import Views
 from fxfuse.passes.weight_matching import Search
@@ -18,6 +19,7 @@ from fxfuse.passes.weight_matching import Search
 Statistics = Literal["activations", "weights"]
 Reads = Literal["groups", "regression"]
 Form = Literal["fused", "ensemble", "select"]
+Dial = Literal["levels", "neurons"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,9 @@ class Preset:
     the fused network: by its ``groups``, or by ``regression`` on all fused neurons (:mod:`fxfuse.passes.reads`).
     ``form`` is what comes out: one ``fused`` network, or all parents side by side in one graph, which answer together
     (``ensemble``) or of which one is chosen per sample (``select``). With ``budget`` only as many levels are fused as
-    that factor on one network's parameters demands (:mod:`fxfuse.passes.partial`).
+    that factor on one network's parameters demands (:mod:`fxfuse.passes.partial`), or, by ``dial``, only as many
+    neurons (:mod:`fxfuse.passes.similar`). ``merge`` makes one tensor of
+    several that are in one order (:mod:`fxfuse.passes.merges`), with ``merge_options``.
     """
 
     summary: str
@@ -46,6 +50,9 @@ class Preset:
     reads: Reads = "groups"
     form: Form = "fused"
     budget: float | None = None
+    dial: Dial = "levels"
+    merge: MergeKind = "mean"
+    merge_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def observes(self) -> bool:
@@ -57,9 +64,29 @@ class Preset:
         """Whether the method looks at data at all."""
         return self.observes or self.fit != "none"
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the method needs the model that the parents were trained from."""
+        return self.merge in ("task", "ties")
+
 
 METHODS: Mapping[str, Preset] = {
     "average": Preset("mean of the weights as they stand; what every other method is compared with", "average"),
+    "lerp": Preset(
+        "the same, for parents that share an ancestor: interpolates between them by their shares", "average"
+    ),
+    "task-arithmetic": Preset(
+        "what training changed in a base model, added up (Ilharco et al., 2023); needs the base model, no data",
+        "average", merge="task",
+    ),
+    "ties": Preset(
+        "the same with small changes cut and signs elected (Yadav et al., 2023); needs the base model, no data",
+        "average", merge="ties",
+    ),
+    "kl": Preset(
+        "posteriors of neurons matched by divergence, merged by precision (Claici et al., 2020); data or precisions",
+        "kl", statistics="weights", merge="precision",
+    ),
     "ot": Preset("optimal transport of neurons to a reference parent (Singh and Jaggi, 2020)", "ot"),
     "ot-sinkhorn": Preset(
         "the same with entropic plans, by Sinkhorn's iteration", "ot", options={"regularisation": 0.003}
@@ -119,6 +146,10 @@ METHODS: Mapping[str, Preset] = {
     "partial": Preset(
         "as hungarian-gradient, but only as many of the first levels are fused as a budget demands; the rest branches",
         "hungarian", "gradient", joint=True, importance="conductance", budget=1.5,
+    ),
+    "partial-neurons": Preset(
+        "as hungarian-gradient, but only neurons that are similar enough are fused, in a network as wide as a budget",
+        "hungarian", "gradient", joint=True, importance="conductance", budget=1.5, dial="neurons",
     ),
     "ensemble": Preset(
         "all parents side by side in one graph, their answers averaged; needs no data", "average", form="ensemble"

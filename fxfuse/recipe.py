@@ -36,6 +36,7 @@ from fxfuse.fields import (
 from fxfuse.records import Record, shown
 
 Head = Literal["probabilities", "logits", "labels"]
+StatisticsChoice = Literal["activations", "weights"]
 FrontEndChoice = Literal["auto", "fx", "export"]
 Start = Literal["auto", "fused"]
 Repair = Literal["norms", "rescale"]
@@ -173,6 +174,9 @@ class Recipe(Record):
     evaluation: Annotated[DataSpec, short("source", str)] | None = None
     method: Text = "hungarian-gradient"
     importance: Text | None = None
+    statistics: StatisticsChoice | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    base: Annotated[ParentSpec, short("source", str)] | None = None
     granularity: Cut = "block"
     fit: FitSettings = FitSettings()
     finetune: Annotated[FinetuneSettings, short("epochs", int)] = FinetuneSettings()
@@ -346,6 +350,7 @@ def map_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
     changes: Mapping[str, Any] = {
         "parents": tuple(parent(spec) for spec in recipe.parents),
         "target": target,
+        "base": recipe.base and parent(recipe.base),
         "calibration": data(recipe.calibration),
         "evaluation": data(recipe.evaluation),
         "output": recipe.output and change(recipe.output),

@@ -28,6 +28,7 @@ from fxfuse.export import CLASSES_KEY, OnnxReport, load_result, to_onnx, to_pt2,
 from fxfuse.forms import choose_form
 from fxfuse.inputs import Example, guess
 from fxfuse.label_space import class_axis, label_space
+from fxfuse.methods import check_needs, customised
 from fxfuse.output import OutputFolder, write_atomically
 from fxfuse.passes.binding import bind
 from fxfuse.passes.checking import outputs_at
@@ -66,6 +67,7 @@ class _Inputs:
 
     parents: tuple[LoadedParent, ...]
     target: nn.Module | float | None
+    base: LoadedParent | None
     calibration: Samples | None
     evaluation: Samples | None
     example: Example
@@ -104,6 +106,9 @@ def run(
             budget=recipe.budget,
             router=recipe.router,
             importance=recipe.importance,
+            statistics=recipe.statistics,
+            options=recipe.options,
+            base=None if inputs.base is None else inputs.base.module,
             granularity=recipe.granularity,
             fit=recipe.fit,
             finetune=recipe.finetune,
@@ -182,11 +187,13 @@ def _check_settings(recipe: Recipe) -> None:
     if recipe.output is None:
         raise RecipeError("There is no output folder: name one by --out, or by `output` in the recipe.")
     choose_form(find_method(recipe.method), recipe.method, recipe.budget, recipe.router)
-    if find_method(recipe.method).needs_data and recipe.calibration is None:
+    preset = customised(find_method(recipe.method), recipe.statistics, recipe.options)
+    if preset.needs_data and recipe.calibration is None:
         raise MethodError(
             f"The method {recipe.method!r} needs calibration data: name some by --calibration, or by `calibration` in "
             "the recipe; a few hundred inputs without labels will do."
         )
+    check_needs(preset, recipe.method, recipe.calibration is not None, recipe.base is not None, False)
 
 
 def _load(recipe: Recipe, progress: Progress) -> _Inputs:
@@ -194,6 +201,7 @@ def _load(recipe: Recipe, progress: Progress) -> _Inputs:
         pairs = zip(recipe.parents, recipe.names(), strict=True)
         parents = tuple(load_parent(spec, name) for spec, name in pairs)
         made = None if recipe.target is None else load_target(recipe.target)
+        base = None if recipe.base is None else load_parent(recipe.base, "base")
     for parent in parents:
         progress.note(f"parent {parent.name}: {parent.description}")
         for note in parent.notes:
@@ -203,8 +211,8 @@ def _load(recipe: Recipe, progress: Progress) -> _Inputs:
         evaluation = None if recipe.evaluation is None else samples_from(recipe.evaluation)
         _check_data(recipe, parents, calibration, evaluation)
         files = {path: digest for parent in parents for path, digest in parent.files.items()}
-        if made is not None:
-            files.update(made.files)
+        for other in (made, base):
+            files.update({} if other is None else other.files)
         if recipe.calibration is not None and calibration is not None:
             files.update(_hashes(recipe.calibration))
             files["calibration samples"] = fingerprint(calibration)
@@ -212,7 +220,7 @@ def _load(recipe: Recipe, progress: Progress) -> _Inputs:
     width = None if recipe.target is None else recipe.target.width
     target = made.module if made is not None else width
     example = _example(parents[0], calibration if calibration is not None else evaluation, progress)
-    return _Inputs(parents, target, calibration, evaluation, example, files, others)
+    return _Inputs(parents, target, base, calibration, evaluation, example, files, others)
 
 
 def _check_data(

@@ -180,6 +180,9 @@ class SpaceStatistics:
 
     For a space with ``outer``, parent ``p`` has ``outer_widths[p]`` blocks of ``n_p`` neurons, stacked block after
     block: ``N = sum_p outer_widths[p] * widths[p]``. Otherwise ``outer_widths`` is all ones.
+
+    From weights (:mod:`fxfuse.passes.weight_statistics`) the rows are features of parameters, and ``divergence``
+    (``N x N``) may hold how far the neurons' posteriors are apart.
     """
 
     space: int
@@ -189,6 +192,7 @@ class SpaceStatistics:
     mean: Tensor
     gram: Tensor
     importance: Tensor
+    divergence: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

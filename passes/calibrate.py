@@ -87,10 +87,9 @@ def calibrate(
     The parents' graphs are the same up to widths: node names and space numbers agree. ``weights`` has one entry per
     parent and scales its importance. ``rows_per_sample`` limits the positions used per sample and space (``None``:
     all), ``importance_samples`` the samples that are differentiated (``None``: all). A space that nobody contracts is
-    seen on the last value that shows it; one that no value shows is left out. ``views="formed"`` looks at neurons before
-    their nonlinearity as well. ``classes`` says which of the data's
-    labels, which are then the union's, are which of a parent's classes. Statistics lie on the CPU. The result
-    depends on ``seed`` only through the positions.
+    seen on the last value that shows it; one that no value shows is left out. ``views="formed"`` looks at neurons
+    before their nonlinearity as well. ``classes`` says which of the data's labels, which are then the union's, are
+    which of a parent's classes. Statistics lie on the CPU. The result depends on ``seed`` only through the positions.
 
     Raises :class:`DataError` for fewer than two samples, inputs that a parent rejects and activations that are not
     finite; :class:`MethodError` for an unknown importance or bad weights; :class:`MismatchError` where a node or a

@@ -26,6 +26,7 @@ from fxfuse.layouts import spaces_in
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.group import group
 from fxfuse.passes.importance import ImportanceName
+from fxfuse.passes.posteriors import Precisions, with_divergence
 from fxfuse.passes.solvers import SolverName
 from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.passes.subgraph import parameters_of
@@ -68,6 +69,7 @@ class _Task:
     importance: ImportanceName
     seed: int
     given: Mapping[int, Grouping]
+    precisions: Precisions = ()
     trees: tuple[tuple[Space, ...], ...] = field(init=False)
     scales: Scales = field(init=False)
 
@@ -85,6 +87,10 @@ class _Task:
                 self.pairs, space, groupings, self.weights, self.scales,
                 part=part, foreign=foreign, importance=self.importance,
             )  # fmt: skip
+            if stats is not None and self.precisions:
+                stats = with_divergence(
+                    stats, self.pairs, space, groupings, self.precisions, part=part, foreign=foreign
+                )
             if stats is not None:
                 found[space.id] = stats
         return found
@@ -164,11 +170,14 @@ def match_weights(
     importance: ImportanceName = "uniform",
     seed: int = 0,
     given: Mapping[int, Grouping] | None = None,
+    precisions: Precisions = (),
 ) -> Matched:
     """Groupings of every space from the parents' parameters. ``restarts`` counts the random orders that ``ascent``
-    tries besides the graph's; the groupings in ``given`` stay. Raises :class:`MethodError` as
-    :func:`fxfuse.passes.group.group` does, and for an importance that needs data."""
-    task = _Task(pairs, weights, solver, options, importance, seed, given or {})
+    tries besides the graph's; the groupings in ``given`` stay; ``precisions`` make neurons posteriors.
+
+    Raises :class:`MethodError` as :func:`fxfuse.passes.group.group` does, and for an importance that needs data.
+    """
+    task = _Task(pairs, weights, solver, options, importance, seed, given or {}, precisions)
     if search == "back":
         return task.back()
     start = task.sweep(task.trees, ("written", "all"))

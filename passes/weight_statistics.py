@@ -268,10 +268,13 @@ def objective(
 
 def parent_slices(
     pairs: Correspondence, parent: int, space: Space, frames: Frames, scales: Scales, *, part: Part, foreign: Foreign,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Slices]:  # fmt: skip
-    """All slices of a space's neurons in one parent's parameters."""
+    """All slices of a space's neurons in one parent's parameters, or in ``tensors`` of the same meaning."""
     holding = {name: s for name, s in scales.items() if space.id in _spaces_of(pairs.reference.axes.state[name])}
     for name, x, axes in parameters(pairs, parent, holding):
+        if tensors is not None:
+            x = tensors[name]  # noqa: PLW2901
         for written, found in slices(x, axes, space, frames, part=part, foreign=foreign):
             yield Slices(name, written, found)
 

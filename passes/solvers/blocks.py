@@ -40,11 +40,13 @@ def outer_statistics(space: int, parts: Sequence[SpaceStatistics]) -> SpaceStati
     counts = {part.outer_widths for part in parts}
     if len(counts) != 1:
         raise GraphError(f"inner spaces of space {space} disagree about its neurons: {sorted(counts)}")
-    kernels, scores = [], []
+    kernels, scores, divergences = [], [], []
     for part in parts:
         kernel = block_kernel(part)
         energy = float(kernel.diagonal().mean())
         kernels.append(kernel / energy if energy > 0 else kernel)
+        if part.divergence is not None:
+            divergences.append(block_divergence(part))
         importance = part.importance.to("cpu", torch.float64)
         scores.append(torch.stack([importance[block].sum() for parent in block_slices(part) for block in parent]))
     widths = counts.pop()
@@ -57,6 +59,7 @@ def outer_statistics(space: int, parts: Sequence[SpaceStatistics]) -> SpaceStati
         mean=torch.zeros_like(importance),  # a block has no mean: correlations between blocks are cosines
         gram=_nearest_gram(torch.stack(kernels).sum(0)),
         importance=importance,
+        divergence=torch.stack(divergences).sum(0) if len(divergences) == len(parts) else None,
     )
 
 
@@ -78,6 +81,18 @@ def block_kernel(stats: SpaceStatistics) -> Tensor:
             cross = gram[first, slices[y]].numpy()
             kernel[x, y] = kernel[y, x] = float(cross[linear_sum_assignment(cross, maximize=True)].sum())
     return kernel
+
+
+def block_divergence(stats: SpaceStatistics) -> Tensor:
+    """Divergences of blocks: those of their neurons, summed over the best alignment."""
+    assert stats.divergence is not None
+    slices = [block for parent in block_slices(stats) for block in parent]
+    found = torch.zeros(len(slices), len(slices), dtype=torch.float64)
+    for x, first in enumerate(slices):
+        for y in range(x + 1, len(slices)):
+            cost = stats.divergence[first, slices[y]].to("cpu", torch.float64).numpy()
+            found[x, y] = found[y, x] = float(cost[linear_sum_assignment(cost)].sum())
+    return found
 
 
 def _nearest_gram(kernel: Tensor) -> Tensor:
@@ -112,4 +127,5 @@ def member_statistics(
         mean=stats.mean.to("cpu", torch.float64)[index],
         gram=stats.gram.to("cpu", torch.float64)[index][:, index],
         importance=torch.cat(shares),
+        divergence=None if stats.divergence is None else stats.divergence.to("cpu", torch.float64)[index][:, index],
     )

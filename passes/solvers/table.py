@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fxfuse.errors import MethodError, nearest
 from fxfuse.passes.solvers.average import solve as average
 from fxfuse.passes.solvers.hungarian import solve as hungarian
+from fxfuse.passes.solvers.kl import solve as kl
 from fxfuse.passes.solvers.kmeans import solve as kmeans
 from fxfuse.passes.solvers.ot import solve as ot
 from fxfuse.passes.solvers.rebasin import solve as rebasin
@@ -20,12 +21,13 @@ from fxfuse.passes.solvers.transplant import solve as transplant
 from fxfuse.passes.solvers.zip import solve as zipped
 from fxfuse.types import Grouping
 
-SolverName = Literal["average", "hungarian", "kmeans", "ot", "rebasin", "transplant", "zip"]
+SolverName = Literal["average", "hungarian", "kl", "kmeans", "ot", "rebasin", "transplant", "zip"]
 Solver = Callable[..., Grouping]
 
 SOLVERS: Mapping[SolverName, Solver] = {
     "average": average,
     "hungarian": hungarian,
+    "kl": kl,
     "kmeans": kmeans,
     "ot": ot,
     "rebasin": rebasin,

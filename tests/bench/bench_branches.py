@@ -1,10 +1,10 @@
 """All parents in one graph, one of them chosen, and what lies between that and one network: accuracy against size.
 
-    uv run python tests/bench/bench_branches.py --data DIR [--seeds 3] [--part test|validation]
+    uv run python tests/bench/bench_branches.py --data DIR [--methods a,b] [--seeds 3] [--part test|validation]
 
 Parents, calibration images (400, balanced, unlabelled, drawn per seed) and scaling are those of ``bench_mnist.py``,
-beside it. Methods: ``ensemble``; ``select`` with every router; ``partial`` with budgets relative to one parent's parameters.
-Size is the number of parameters relative to one parent.
+beside it. Methods: ``ensemble``; ``select`` with every router; ``partial`` and ``partial-neurons`` with budgets
+relative to one parent's parameters. Size is the number of parameters relative to one parent.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from fxfuse.models_zoo.data import mnist
 CASES = [
     ("ensemble", {}),
     *(("select", {"router": router}) for router in ("confidence", "distance", "gate")),
-    *(("partial", {"budget": budget}) for budget in (2.0, 1.4, 1.1, 1.0)),
+    *(("partial", {"budget": budget}) for budget in (2.0, 1.4, 1.0)),
+    *(("partial-neurons", {"budget": budget}) for budget in (2.0, 1.4)),
 ]
 
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("FXFUSE_DATA"), required="FXFUSE_DATA" not in os.environ)
     parser.add_argument("--groups", default=",".join(GROUPS))
+    parser.add_argument("--methods", default=",".join(dict(CASES)))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part", choices=("test", "validation"), default="test")
     given = parser.parse_args(arguments)
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups = given.groups.split(",")
     print("| | " + " | ".join(groups) + " |\n|" + " --- |" * (len(groups) + 1))
     for method, options in CASES:
+        if method not in given.methods.split(","):
+            continue
         cells = []
         for group in groups:
             parents = parents_of(root, group)

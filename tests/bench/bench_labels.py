@@ -2,11 +2,11 @@
 
     uv run python tests/bench/bench_labels.py --data DIR [--seeds 3] [--part test|validation]
 
-MNIST: MLPs 784-256 trained for three epochs (Adam, 1e-3, batch 128) on those of the first 50,000 training images whose
-digits they know; 400 balanced calibration images of all digits, without labels, per seed. Digits: ``digits_net``
-trained for 30 epochs on two thirds of scikit-learn's digits, 200 of them for calibration, judged on the other third. The
-parents' seeds are fixed; the seeds are those of the calibration images and of the fusion. ``--part validation`` judges
-MNIST on the last 10,000 training images.
+MNIST: MLPs 784-256 trained for three epochs (Adam, 1e-3, batch 128) on those of the first 50,000 training images
+whose digits they know; 400 balanced calibration images of all digits, without labels, per seed. Digits:
+``digits_net`` trained for 30 epochs on two thirds of scikit-learn's digits, 200 of them for calibration, judged on
+the other third. The parents' seeds are fixed; the seeds are those of the calibration images and of the fusion.
+``--part validation`` judges MNIST on the last 10,000 training images.
 """
 
 import argparse
