@@ -159,8 +159,12 @@ def itself(row: Subject) -> str:
     widths, targets = {s.id: pairs.widths(s.id) for s in every}, {s.id: s.size for s in every}
     preset = METHODS["rebasin"]
     groupings = group(every, found, widths, targets, preset.solver, preset.options, shares, 0)
-    worst = _apart(outputs(first.program.module, inputs), outputs(rewrite(pairs, groupings, shares), inputs))
-    return _number(worst)
+    want, have = outputs(first.program.module, inputs), outputs(rewrite(pairs, groupings, shares), inputs)
+    try:
+        return _number(_apart(want, have))
+    except CheckError as error:
+        unseen = [space.name for space in every if space.id not in found and space.outer is None]
+        raise CheckError(f"{error}; no value shows {', '.join(unseen)}" if unseen else str(error)) from None
 
 
 def fused(row: Subject) -> str:
