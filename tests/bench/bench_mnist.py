@@ -4,7 +4,7 @@
 
 The parents, the 400 calibration images (balanced, unlabelled, drawn per seed from the first 50,000 training images)
 and the input scaling are those of the peers' measurements. ``--part validation`` scores on the last 10,000 training
-images instead of the test images: settings are chosen there. CPU seconds are process time of ``fxfuse.fuse`` on one
+images instead of the test images: settings are chosen there. A method that needs no data gets none. CPU seconds are process time of ``fxfuse.fuse`` on one
 thread, with evaluation apart and after one warm-up call. The peers' figures were measured with the authors' own code.
 """
 
@@ -30,7 +30,7 @@ GROUPS = {
     "IID": ("otfusion", "mnist_mlp_{}.safetensors", (0, 1), 96.28, 0.3),
 }
 """Folder, file names, parents, the best peer's accuracy, and the CPU seconds that it took."""
-METHODS = ",".join(METHODS_TABLE)
+METHODS = ",".join(name for name, preset in METHODS_TABLE.items() if not preset.needs_base)
 
 
 def parents_of(root: Path, group: str) -> list[nn.Module]:
@@ -92,8 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scores, seconds = [], []
             for seed in range(given.seeds):
                 samples = training.normalised(balanced(training, given.samples, seed))
+                preset = METHODS_TABLE[method]
+                seen = preset.needs_data or preset.merge == "precision"
+                data = {"calibration": samples} if seen else {"example": samples[:3]}
                 start = time.process_time()
-                result = fuse(parents, calibration=samples, method=method, seed=seed, device="cpu", compare=False)
+                result = fuse(parents, method=method, seed=seed, device="cpu", compare=False, **data)
                 seconds.append(time.process_time() - start)
                 scores.append(accuracy(result.module, inputs, labels))
             spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
