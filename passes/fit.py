@@ -3,7 +3,8 @@
 Level by level, every level's inputs come from the already fitted prefix of the fused network, and its target from the
 parents (:mod:`fxfuse.passes.teacher`). Values travel in *chunks* (fixed mini-batches): for each chunk only the values
 at the moving front are held, for the fused network and every parent, so each level is computed once for each and the
-cost is linear in the number of levels. How many chunks are held follows from a memory budget, not from the data.
+cost is linear in the number of levels. How many chunks are held follows from a memory budget and has a limit, so memory
+does not grow with the data; the joint fit sees all of it.
 
 Whatever fits a level (:mod:`fxfuse.passes.fit_linear`, :mod:`fxfuse.passes.fit_gradient`), its error on held-out
 chunks is measured before and after, and a level that came out worse is put back. The joint fit
@@ -151,7 +152,8 @@ def make_chunks(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(samples), generator=generator)
     held = min(max(1, round(plan.held * len(samples))), len(samples) - 1) if len(samples) > 1 else 0
-    room = max(2, plan.budget // max(1, _front_bytes(teacher, plan.batch_size, len(parents))))
+    room = plan.budget // max(1, _front_bytes(teacher, plan.batch_size, len(parents)))
+    room = max(2, min(room, plan.most // plan.batch_size))
     names = [node.name for node in fused.graph.nodes if node.op == "placeholder"]
     chunks: list[Chunk] = []
     for part, is_held in ((order[:held], True), (order[held:], False)):

@@ -281,7 +281,7 @@ class _Run:
 
     def _fresh(self) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """The next batch of samples, transformed, with the parents' targets for it."""
-        size = min(self.plan.batch_size, len(self.train))
+        size = min(self.plan.joint_batch, len(self.train))
         if len(self.queue) < size:
             again = self.train[torch.randperm(len(self.train), generator=self.generator)]
             self.queue = torch.cat([self.queue, again])

@@ -32,10 +32,11 @@ class Store(Protocol):
 class FitPlan:
     """How to fit.
 
-    ``steps`` are mini-batch steps per level, ``joint_steps`` those of all levels together (0: none; the pipeline takes
-    more for deeper networks), ``held`` the share of the samples that only judge, ``budget`` the bytes that the moving
-    front may hold. ``start`` says whether the joint fit may begin with a parent's weights where those answer better
-    (``auto``), ``repair`` whether layers that no norm follows are rescaled before the fit (``rescale``).
+    ``steps`` are mini-batch steps per level, of ``batch_size`` samples; ``joint_steps`` those of all levels together (0:
+    none; the pipeline takes more for deeper networks), of ``joint_batch``. ``held`` is the share of the samples that
+    only judge. Fitting level by level, the moving front may hold ``budget`` bytes and ``most`` samples. ``start`` says
+    whether the joint fit may begin with a parent's weights where those answer better (``auto``), ``repair`` whether
+    layers that no norm follows are rescaled before the fit (``rescale``).
     """
 
     levels: FitKind = "gradient"
@@ -43,10 +44,12 @@ class FitPlan:
     joint_steps: int = 300
     lr: float = 2e-3
     batch_size: int = 128
+    joint_batch: int = 128
     held: float = 0.1
     copies: int = 4
     transformations: tuple[Transformation, ...] = ()
     budget: int = 1 << 29
+    most: int = 4096
     max_seconds: float | None = None
     start: Start = "auto"
     repair: Repair = "norms"
