@@ -32,11 +32,11 @@ class Store(Protocol):
 class FitPlan:
     """How to fit.
 
-    ``steps`` are mini-batch steps per level, of ``batch_size`` samples; ``joint_steps`` those of all levels together (0:
-    none; the pipeline takes more for deeper networks), of ``joint_batch``. ``held`` is the share of the samples that
-    only judge. Fitting level by level, the moving front may hold ``budget`` bytes and ``most`` samples. ``start`` says
-    whether the joint fit may begin with a parent's weights where those answer better (``auto``), ``repair`` whether
-    layers that no norm follows are rescaled before the fit (``rescale``).
+    ``steps`` are mini-batch steps per level, of ``batch_size`` samples; ``joint_steps`` those of all levels
+    together (0: none; the pipeline takes more for deeper networks), of ``joint_batch``. ``held`` is the share of
+    the samples that only judge. Fitting level by level, the moving front may hold ``budget`` bytes and ``most``
+    samples. ``start`` says whether the joint fit may begin with a parent's weights where those answer better
+    (``auto``), ``repair`` whether layers that no norm follows are rescaled before the fit (``rescale``).
     """
 
     levels: FitKind = "gradient"
