@@ -5,6 +5,7 @@ element of ``h`` is
 
     conductance          | sum_k dF/dh(a_k) (h(a_{k+1}) - h(a_k)) |,   a_k = k / steps, input a_k x   (Dhamdhere)
     gradient-activation  | dF/dh * h |
+    deeplift             | m (h - h0) |, h0 its value at 0, m from secants (:mod:`fxfuse.passes.deeplift`)
     fisher               ( dF/dh * h )^2      (second-order cost of removing it, Theis)
 
 summed over positions, averaged over samples. All observed nodes share the backward passes: one per step. Conductance
@@ -30,10 +31,13 @@ from torch.utils._pytree import tree_leaves
 from fxfuse.errors import MethodError, nearest
 from fxfuse.label_space import class_axis
 from fxfuse.layouts import neurons
-from fxfuse.passes.observe import Observer, Visit
+from fxfuse.passes.deeplift import reference_values
+from fxfuse.passes.observe import Observer, Rule, Visit
 from fxfuse.types import Analysis, Space
 
-ImportanceName = Literal["uniform", "conductance", "gradient-activation", "fisher", "magnitude", "norm-product"]
+ImportanceName = Literal[
+    "uniform", "conductance", "gradient-activation", "deeplift", "fisher", "magnitude", "norm-product"
+]
 
 WITHOUT_DATA: tuple[ImportanceName, ...] = ("uniform", "magnitude", "norm-product")
 """Those that look at weights only, if at anything."""
@@ -151,12 +155,30 @@ def gradient_activation(
     return {name: (values[name] * slopes[name]).nan_to_num(0.0, 0.0, 0.0).abs_() ** power for name in slopes}
 
 
+def deeplift(observer: Observer, inputs: tuple[Tensor, ...], labels: Tensor | None, visit: Visit) -> dict[str, Tensor]:
+    """DeepLIFT's contribution of every element of every observed value, against the input 0.
+
+    Inputs that are not floating point have no reference; if all are such, gradient times activation takes its place.
+    """
+    if not any(x.is_floating_point() for x in inputs):
+        return gradient_activation(observer, inputs, labels, visit)
+    secants, before = reference_values(observer, inputs)
+
+    def look(name: str, value: Tensor) -> None:
+        visit(name, value.detach())
+
+    values, slopes = _differentiate(observer, inputs, None, labels, look, secants)
+    observer.check_finite()
+    return {name: ((values[name] - before[name]) * slopes[name]).nan_to_num(0.0, 0.0, 0.0).abs_() for name in slopes}
+
+
 def _differentiate(
     observer: Observer,
     inputs: tuple[Tensor, ...],
     choices: list[Choice] | None,
     labels: Tensor | None = None,
     visit: Visit | None = None,
+    rule: Rule | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Observed values and the gradients of the answer by them, from one forward and one backward pass."""
     live: dict[str, Tensor] = {}
@@ -166,7 +188,7 @@ def _differentiate(
         if visit is not None:
             visit(name, value)
 
-    output = observer.observe(inputs, keep, differentiable=True)
+    output = observer.observe(inputs, keep, differentiable=True, rule=rule)
     total = answer(output, choose(output, labels) if choices is None else choices)
     values = {name: value.detach() for name, value in live.items()}
     if total is None:
@@ -180,6 +202,7 @@ IMPORTANCES: dict[ImportanceName, Attribute] = {
     "uniform": forward_only,
     "conductance": conductance,
     "gradient-activation": gradient_activation,
+    "deeplift": deeplift,
     "fisher": partial(gradient_activation, power=2),
     "magnitude": forward_only,
     "norm-product": forward_only,

@@ -17,6 +17,9 @@ from fxfuse.types import Program
 Visit = Callable[[str, Tensor], None]
 """Called with a node's name and its value."""
 
+Rule = Callable[[fx.Node, Any, Any], Any]
+"""Makes a node's value of the node, its value and its input's."""
+
 
 def placed(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     """A twin of ``module`` on ``device``, in evaluation mode, whose parameters ask for no gradient.
@@ -75,16 +78,20 @@ class Observer(fx.Interpreter):
         self.watched = frozenset(nodes)
         self.recurrent = any(isinstance(part, nn.RNNBase) for part in self.module.modules())
         self._visit: Visit = ignore
+        self._rule: Rule | None = None
         self._differentiable = False
         self._sums: dict[str, Tensor] = {}
 
-    def observe(self, inputs: tuple[Tensor, ...], visit: Visit, *, differentiable: bool = False) -> Any:
+    def observe(
+        self, inputs: tuple[Tensor, ...], visit: Visit, *, differentiable: bool = False, rule: Rule | None = None
+    ) -> Any:
         """The network's output on ``inputs``; ``visit`` sees the value of every watched node in topological order.
 
         With ``differentiable`` every visited value is part of one autograd graph that starts at the first of them.
+        ``rule`` replaces the values of nodes that have one input, before they are visited.
         Raises :class:`DataError` where the network rejects the inputs.
         """
-        self._visit, self._differentiable, self._sums = visit, differentiable, {}
+        self._visit, self._differentiable, self._sums, self._rule = visit, differentiable, {}, rule
         try:
             with torch.enable_grad() if differentiable else torch.no_grad(), self.backward_allowed():
                 return super().run(*inputs, enable_io_processing=False)
@@ -99,7 +106,7 @@ class Observer(fx.Interpreter):
             ) from error
         finally:
             self.env.clear()
-            self._visit = ignore
+            self._visit, self._rule = ignore, None
 
     def _expected(self) -> str:
         return ", ".join(str(["batch", *x.shape[1:]]).replace("'", "") for x in self.program.example)
@@ -116,6 +123,8 @@ class Observer(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """One node, and the visit that it may get."""
         value = super().run_node(n)
+        if self._rule is not None and len(n.all_input_nodes) == 1:
+            value = self._rule(n, value, self.env[n.all_input_nodes[0]])
         if n.name in self.watched and isinstance(value, Tensor) and value.is_floating_point():
             if self._differentiable and not value.requires_grad:
                 value = value.detach().requires_grad_()

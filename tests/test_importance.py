@@ -1,8 +1,9 @@
+import warnings
 from typing import Any, get_args
 
 import pytest
 import torch
-from captum.attr import LayerConductance, LayerGradientXActivation
+from captum.attr import LayerConductance, LayerDeepLift, LayerGradientXActivation
 from torch import Tensor, nn
 from zoo_parents import CPU, zoo_parents
 
@@ -11,13 +12,16 @@ from fxfuse.layouts import neurons
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.models_zoo.zoo import ZOO
 from fxfuse.passes.calibrate import calibrate
+from fxfuse.passes.deeplift import reference_values
 from fxfuse.passes.importance import (
     IMPORTANCES,
     ImportanceName,
+    _differentiate,
     answer,
     choose,
     class_axis,
     conductance,
+    deeplift,
     find_importance,
     gradient_activation,
     magnitude,
@@ -64,6 +68,35 @@ def test_gradient_activation_equals_captum_at_labels(name: str, layers: tuple[st
         assert torch.equal(squared[node], ours[node] ** 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"), [("mlp", ("1", "3")), ("vgg11_bn", ("features.1", "features.9", "features.26"))]
+)
+def test_deeplift_equals_captum(name: str, layers: tuple[str, ...]) -> None:
+    nodes = {layer: f"_{layer}" if name == "mlp" else layer.replace(".", "_") for layer in layers}
+    observer, model, inputs = watch(name, tuple(nodes.values()))
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    ours = deeplift(observer, inputs, None, ignore)
+    target = model(*inputs).argmax(1)
+    for layer, node in nodes.items():
+        with warnings.catch_warnings():  # captum tells that it sets hooks
+            warnings.simplefilter("ignore")
+            theirs = LayerDeepLift(model, model.get_submodule(layer)).attribute(inputs[0], target=target)
+        theirs = theirs.detach().abs()
+        assert torch.allclose(ours[node], theirs, rtol=1e-3, atol=1e-5 * float(theirs.max())), layer
+
+
+def test_deeplift_contributions_sum_to_the_rise_of_the_answer() -> None:
+    observer, model, inputs = watch("mlp", ("_1",))
+    secants, before = reference_values(observer, inputs)
+    values, slopes = _differentiate(observer, inputs, None, None, None, secants)
+    chosen = model(*inputs).argmax(1, keepdim=True)
+    rise = model(*inputs).gather(1, chosen) - model(*(torch.zeros_like(x) for x in inputs)).gather(1, chosen)
+    total = ((values["_1"] - before["_1"]) * slopes["_1"]).sum(1)
+    assert torch.allclose(total, rise[:, 0], rtol=1e-4, atol=1e-5)
+
+
 def test_the_statistics_hold_conductance_summed_over_positions() -> None:
     (parent,) = zoo_parents("functional_conv", (None,))
     inputs = ZOO["functional_conv"].example(40)
@@ -89,7 +122,9 @@ def test_a_limit_on_samples_takes_evenly_spread_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["lstm", "transformer_encoder", "two_outputs", "dict_output", "unet", "two_inputs"])
-@pytest.mark.parametrize("importance", ["conductance", "gradient-activation", "fisher", "magnitude"])
+@pytest.mark.parametrize(
+    "importance", ["conductance", "gradient-activation", "deeplift", "fisher", "magnitude", "norm-product"]
+)
 def test_every_kind_of_output_tells_neurons_apart(name: str, importance: ImportanceName) -> None:
     parents = zoo_parents(name)
     samples = TensorSamples(ZOO[name].example(4))
