@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxfuse.coverage.entry import Entry
 from fxfuse.export import to_onnx, to_pt2
 from fxfuse.export_tools import differences, outputs, quiet
+from fxfuse.layouts import spaces_in
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.passes.axis_law import permutation_error, permuted
 from fxfuse.passes.binding import Bound, bind, capture
@@ -30,7 +31,7 @@ from fxfuse.pipeline import analyse, fuse
 from fxfuse.presets import METHODS
 from fxfuse.recipe import FitSettings
 from fxfuse.samples import TensorSamples
-from fxfuse.types import Analysis, FuseResult
+from fxfuse.types import Analysis, Axes, FuseResult
 
 LAW = 1e-9
 """Largest change by a permutation, relative to the output, in double precision: rounding is about 1e-15."""
@@ -143,11 +144,13 @@ def permutation(row: Subject) -> str:
 def itself(row: Subject) -> str:
     """Matched with a permuted copy of itself and averaged, the network is itself.
 
-    In double precision: on few samples neurons may differ by less than the rounding of single precision.
+    In double precision, and neurons are looked at where they are born too: on few samples some differ by less than the
+    rounding of single precision, and some never fire.
     """
     single = row.analysed()
     double = copy.deepcopy(single.program.module).double()
-    first = replace(single, program=replace(single.program, module=double))
+    seen = replace(single.axes, observed=_at_birth(single.axes))
+    first = replace(single, program=replace(single.program, module=double), axes=seen)
     twin = permuted(first.program, first.axes, 1)
     pairs = correspond(first, [first, replace(first, program=replace(first.program, module=twin, name="copy"))])
     inputs = tuple(x.double() if x.is_floating_point() else x for x in row.bound(MATCHED, 5)[0].tensors)
@@ -158,7 +161,6 @@ def itself(row: Subject) -> str:
         weights=shares,
         device=device,
         importance="uniform",
-        views="formed",  # neurons that never fire differ before their nonlinearity
         rows_per_sample=None,  # a neuron that fires at one position only has to be seen there
     )
     every = pairs.reference.axes.spaces
@@ -254,6 +256,15 @@ COLUMNS: dict[str, Column] = {
 
 LAWS = ("traced", "equal", "spaces", "opaque", "levels", "permutation", "self-fusion")
 """The columns about the analysis: quick beside those that fuse and write files."""
+
+
+def _at_birth(axes: Axes) -> dict[int, tuple[str, ...]]:
+    """For each space the first value that shows it, before the nodes on which it is observed anyway."""
+    born: dict[int, str] = {}
+    for name, meaning in axes.values.items():
+        for space in (number for layout in meaning.dims for number in spaces_in(layout)):
+            born.setdefault(space, name)
+    return {space: tuple(dict.fromkeys((name, *axes.observed.get(space, ())))) for space, name in born.items()}
 
 
 def _data(entry: Entry) -> Any:
