@@ -38,6 +38,8 @@ from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_ROUNDS = 20
 MAX_ITERATIONS = 1000
+ROUND = 50  # iterations on the plan between two on logarithms
+FARTHEST = 100.0  # logarithm of a scaling up to which they go
 TOLERANCE = 1e-6  # on the sum of all masses, before they are rounded to the exact ones
 
 
@@ -226,18 +228,44 @@ def sinkhorn_plan(cost: Tensor, mu: Tensor, nu: Tensor, regularisation: float) -
     weight = max(goal, float(cost.max()))
     while True:
         last = weight <= goal
-        for _ in range(MAX_ITERATIONS if last else 20):
+        left = MAX_ITERATIONS if last else 20
+        while left > 0:
             f = weight * (log_mu - torch.logsumexp((g[None, :] - cost) / weight, 1))
             before = torch.logsumexp((f[:, None] - cost) / weight, 0)
             # how far the columns' sums are off, before they are set right
-            off = (before + g / weight).exp().sub(nu).abs().sum()
+            off = float((before + g / weight).exp().sub(nu).abs().sum())
             g = weight * (log_nu - before)
-            if float(off) < TOLERANCE:
+            left -= 1
+            if off < TOLERANCE:
                 break
+            f, g, done = _scaled(cost, f, g, mu, nu, weight, min(left, ROUND))
+            left -= done
         if last:
             break
         weight = max(weight / 2, goal)
     return _rounded(((f[:, None] + g[None, :] - cost) / weight).exp(), mu, nu)
+
+
+def _scaled(
+    cost: Tensor, f: Tensor, g: Tensor, mu: Tensor, nu: Tensor, weight: float, most: int
+) -> tuple[Tensor, Tensor, int]:
+    """Up to ``most`` iterations on the plan itself, whose scaling vectors go back into the potentials: matrix-vector
+    products instead of logarithms of sums. It stops before a scaling could overflow; how many were made."""
+    kernel = ((f[:, None] + g[None, :] - cost) / weight).exp()
+    u, v = torch.ones_like(mu), torch.ones_like(nu)
+    done = 0
+    while done < most:
+        row = kernel @ v
+        new_u = mu / row
+        column = kernel.T @ new_u
+        new_v = nu / column
+        scale = torch.cat([new_u, new_v]).log().abs().max()
+        if not float(scale) < FARTHEST:
+            break
+        u, v, done = new_u, new_v, done + 1
+        if float((u * (kernel @ v) - mu).abs().sum()) < TOLERANCE / 2:
+            break
+    return f + weight * u.log(), g + weight * v.log(), done
 
 
 def _rounded(plan: Tensor, mu: Tensor, nu: Tensor) -> Tensor:
