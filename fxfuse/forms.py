@@ -14,10 +14,10 @@ from fxfuse.errors import MethodError
 from fxfuse.label_space import LabelSpace
 from fxfuse.passes.class_spaces import class_spaces
 from fxfuse.passes.correspond import Correspondence
-from fxfuse.passes.costs import Budget, Cut, parse_budget
+from fxfuse.passes.costs import Budget, Cut, choose_cut, parse_budget
 from fxfuse.passes.label_ensemble import LabelEnsemble
 from fxfuse.passes.merges import Merge
-from fxfuse.passes.partial import Branched, analysed, fused_in_part, selected, side_by_side
+from fxfuse.passes.partial import Branched, analysed, fused_in_part, members_of, selected, side_by_side
 from fxfuse.passes.routing import check_router
 from fxfuse.passes.similar import widened
 from fxfuse.presets import Dial, Form, Preset
@@ -52,6 +52,11 @@ class Chosen:
     stated: float | str | None = None
     router: str | None = None
     dial: Dial = "levels"
+
+    def check(self, pairs: Correspondence, shares: tuple[float, ...]) -> None:
+        """Raise :class:`MethodError` for a budget below the smallest possible network, before any work is done."""
+        if self.budget is not None:
+            choose_cut(pairs, self.budget, members_of(shares))
 
     def widened(
         self,

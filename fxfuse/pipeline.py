@@ -178,6 +178,7 @@ def fuse(
         if union is None:
             check_same_classes([analysis.program for analysis in analyses])
         pairs = correspond(_target(target, analyses[0], shown, how, union), analyses)
+        form.check(pairs, shares)
         notes.extend(_analysis_notes(pairs.reference))
         ancestor = None if base is None else _base_state(base, pairs.reference, shown, how, counts[0])
     with deterministic():
