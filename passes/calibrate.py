@@ -208,7 +208,7 @@ class _Pass:
                 spaces = self.at_node.setdefault(view.node, [])
                 if view.space not in spaces:
                     spaces.append(view.space)
-        self.observers = [Observer(parent.program, self.at_node, device) for parent in parents]
+        self.observers = [Observer(parent.program, self.at_node, device, parent.axes) for parent in parents]
         self.positions = Positions(rows_per_sample, {s: len(t.views) for s, t in sums.items()}, seed)
 
     def batch(self, inputs: tuple[Tensor, ...], labels: Tensor | None, scored: Tensor | None) -> None:

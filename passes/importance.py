@@ -6,6 +6,7 @@ element of ``h`` is
     conductance          | sum_k dF/dh(a_k) (h(a_{k+1}) - h(a_k)) |,   a_k = k / steps, input a_k x   (Dhamdhere)
     gradient-activation  | dF/dh * h |
     deeplift             | m (h - h0) |, h0 its value at 0, m from secants (:mod:`fxfuse.passes.deeplift`)
+    feature-ablation     | F(x) - F(x without the neuron) |, one pass per neuron (:mod:`fxfuse.passes.ablation`)
     fisher               ( dF/dh * h )^2      (second-order cost of removing it, Theis)
 
 summed over positions, averaged over samples. All observed nodes share the backward passes: one per step. Conductance
@@ -31,12 +32,20 @@ from torch.utils._pytree import tree_leaves
 from fxfuse.errors import MethodError, nearest
 from fxfuse.label_space import class_axis
 from fxfuse.layouts import neurons
+from fxfuse.passes.ablation import ablate, observed_values
 from fxfuse.passes.deeplift import reference_values
 from fxfuse.passes.observe import Observer, Rule, Visit
 from fxfuse.types import Analysis, Space
 
 ImportanceName = Literal[
-    "uniform", "conductance", "gradient-activation", "deeplift", "fisher", "magnitude", "norm-product"
+    "uniform",
+    "conductance",
+    "gradient-activation",
+    "deeplift",
+    "feature-ablation",
+    "fisher",
+    "magnitude",
+    "norm-product",
 ]
 
 WITHOUT_DATA: tuple[ImportanceName, ...] = ("uniform", "magnitude", "norm-product")
@@ -172,6 +181,27 @@ def deeplift(observer: Observer, inputs: tuple[Tensor, ...], labels: Tensor | No
     return {name: ((values[name] - before[name]) * slopes[name]).nan_to_num(0.0, 0.0, 0.0).abs_() for name in slopes}
 
 
+def feature_ablation(
+    observer: Observer, inputs: tuple[Tensor, ...], labels: Tensor | None, visit: Visit
+) -> dict[str, Tensor]:
+    """What the silence of each neuron costs the answer, spread evenly over the neuron's elements."""
+    if observer.axes is None:
+        raise MethodError("feature ablation needs to know which elements are one neuron: give the observer axes")
+    output, values = observed_values(observer, inputs, visit)
+    observer.check_finite()
+    choices = choose(output, labels)
+
+    def per_sample(found: Any) -> Tensor:
+        parts = [
+            (leaf if choice is None else leaf.gather(choice[0], choice[1])).flatten(1).sum(1)
+            for leaf, choice in zip(answers(found), choices, strict=True)
+            if leaf.ndim and len(leaf) == len(inputs[0])
+        ]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(len(inputs[0]))
+
+    return ablate(observer, observer.axes, inputs, values, per_sample)
+
+
 def _differentiate(
     observer: Observer,
     inputs: tuple[Tensor, ...],
@@ -203,6 +233,7 @@ IMPORTANCES: dict[ImportanceName, Attribute] = {
     "conductance": conductance,
     "gradient-activation": gradient_activation,
     "deeplift": deeplift,
+    "feature-ablation": feature_ablation,
     "fisher": partial(gradient_activation, power=2),
     "magnitude": forward_only,
     "norm-product": forward_only,

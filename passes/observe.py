@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxfuse.errors import DataError
-from fxfuse.types import Program
+from fxfuse.types import Axes, Program
 
 Visit = Callable[[str, Tensor], None]
 """Called with a node's name and its value."""
 
 Rule = Callable[[fx.Node, Any, Any], Any]
-"""Makes a node's value of the node, its value and its input's."""
+"""Makes a node's value of the node, its value, and its input's if it has one input (``None`` otherwise)."""
 
 
 def placed(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
@@ -71,9 +71,10 @@ def evaluating(module: nn.Module, device: torch.device) -> Iterator[None]:
 class Observer(fx.Interpreter):
     """A parent on its device, ready to be run batch after batch."""
 
-    def __init__(self, program: Program, nodes: Iterable[str], device: torch.device) -> None:
+    def __init__(self, program: Program, nodes: Iterable[str], device: torch.device, axes: Axes | None = None) -> None:
         super().__init__(placed(program.module, device))
         self.program = program
+        self.axes = axes
         self.device = device
         self.watched = frozenset(nodes)
         self.recurrent = any(isinstance(part, nn.RNNBase) for part in self.module.modules())
@@ -88,7 +89,7 @@ class Observer(fx.Interpreter):
         """The network's output on ``inputs``; ``visit`` sees the value of every watched node in topological order.
 
         With ``differentiable`` every visited value is part of one autograd graph that starts at the first of them.
-        ``rule`` replaces the values of nodes that have one input, before they are visited.
+        ``rule`` replaces the values of nodes before they are visited.
         Raises :class:`DataError` where the network rejects the inputs.
         """
         self._visit, self._differentiable, self._sums, self._rule = visit, differentiable, {}, rule
@@ -123,8 +124,8 @@ class Observer(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """One node, and the visit that it may get."""
         value = super().run_node(n)
-        if self._rule is not None and len(n.all_input_nodes) == 1:
-            value = self._rule(n, value, self.env[n.all_input_nodes[0]])
+        if self._rule is not None:
+            value = self._rule(n, value, self.env[n.all_input_nodes[0]] if len(n.all_input_nodes) == 1 else None)
         if n.name in self.watched and isinstance(value, Tensor) and value.is_floating_point():
             if self._differentiable and not value.requires_grad:
                 value = value.detach().requires_grad_()

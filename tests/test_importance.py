@@ -3,7 +3,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from captum.attr import LayerConductance, LayerDeepLift, LayerGradientXActivation
+from captum.attr import LayerConductance, LayerDeepLift, LayerFeatureAblation, LayerGradientXActivation
 from torch import Tensor, nn
 from zoo_parents import CPU, zoo_parents
 
@@ -11,6 +11,7 @@ from fxfuse.errors import MethodError
 from fxfuse.layouts import neurons
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.models_zoo.zoo import ZOO
+from fxfuse.passes.ablation import units
 from fxfuse.passes.calibrate import calibrate
 from fxfuse.passes.deeplift import reference_values
 from fxfuse.passes.importance import (
@@ -22,6 +23,7 @@ from fxfuse.passes.importance import (
     class_axis,
     conductance,
     deeplift,
+    feature_ablation,
     find_importance,
     gradient_activation,
     magnitude,
@@ -30,7 +32,7 @@ from fxfuse.passes.importance import (
 from fxfuse.passes.observe import Observer, ignore
 from fxfuse.progress import QuietProgress
 from fxfuse.samples import TensorSamples
-from fxfuse.types import Space
+from fxfuse.types import Concat, Leaf, Product, Space, TensorAxes
 
 
 def watch(name: str, nodes: tuple[str, ...]) -> tuple[Observer, nn.Module, tuple[Tensor, ...]]:
@@ -97,6 +99,34 @@ def test_deeplift_contributions_sum_to_the_rise_of_the_answer() -> None:
     assert torch.allclose(total, rise[:, 0], rtol=1e-4, atol=1e-5)
 
 
+def test_feature_ablation_equals_captum() -> None:
+    for name, layer, node in (("mlp", "1", "_1"), ("digits_net", "bn1", "bn1")):
+        (parent,) = zoo_parents(name, (None,))
+        observer = Observer(parent.program, (node,), CPU, parent.axes)
+        model, inputs = randomise(ZOO[name].factory(), 0).eval(), ZOO[name].example(5, seed=3)
+        ours = feature_ablation(observer, inputs, None, ignore)[node]
+        target = model(*inputs).argmax(1)
+        shape = ours.shape[1:]
+        mask = torch.arange(shape[0]).reshape(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
+        method = LayerFeatureAblation(model, model.get_submodule(layer))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = method.attribute(inputs[0], target=target, layer_mask=mask).detach().abs()
+        per_neuron = ours.flatten(2).sum(2) if ours.ndim > 2 else ours
+        expected = theirs.flatten(2)[:, :, 0] if theirs.ndim > 2 else theirs
+        assert torch.allclose(per_neuron, expected, rtol=1e-3, atol=1e-5), name
+
+
+def test_units_of_products_concatenations_and_batches() -> None:
+    heads = Product((Leaf(2, 0), Leaf(3, 1), Leaf(2)))
+    ids, count = units(TensorAxes((Leaf(4), heads)), torch.Size((7, 12)))
+    assert count == 6
+    assert ids.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]]
+    ids, count = units(TensorAxes((Leaf(4), Concat((Leaf(2, 0), Leaf(1), Leaf(2, 1))), Leaf(3))), torch.Size((4, 5, 3)))
+    assert count == 5
+    assert ids.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
 def test_the_statistics_hold_conductance_summed_over_positions() -> None:
     (parent,) = zoo_parents("functional_conv", (None,))
     inputs = ZOO["functional_conv"].example(40)
@@ -123,7 +153,8 @@ def test_a_limit_on_samples_takes_evenly_spread_ones() -> None:
 
 @pytest.mark.parametrize("name", ["lstm", "transformer_encoder", "two_outputs", "dict_output", "unet", "two_inputs"])
 @pytest.mark.parametrize(
-    "importance", ["conductance", "gradient-activation", "deeplift", "fisher", "magnitude", "norm-product"]
+    "importance",
+    ["conductance", "gradient-activation", "deeplift", "feature-ablation", "fisher", "magnitude", "norm-product"],
 )
 def test_every_kind_of_output_tells_neurons_apart(name: str, importance: ImportanceName) -> None:
     parents = zoo_parents(name)
