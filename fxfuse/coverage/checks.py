@@ -43,7 +43,7 @@ MATCHED = 8
 """Samples by which a network is matched with its permuted copy."""
 SAMPLES = 4
 """Samples of the fusion that is carried through: it is the machinery that is proven."""
-FIT = FitSettings(steps=2, joint_steps=2, batch_size=2, augment="none")
+FIT = FitSettings(steps=2, joint_steps=2, batch_size=2, augment="none", start="fused")
 
 
 class CheckError(Exception):
