@@ -141,6 +141,22 @@ def test_fuse_by_options_as_json(capsys: Captured, tmp_path: Path) -> None:
     assert written["target"] == {"width": 1.5}
 
 
+def test_a_base_model_and_options_by_options(capsys: Captured, tmp_path: Path) -> None:
+    argv = ["fuse", "-p", "net.py:Net", "-w", "a.safetensors", "-w", "b.safetensors", "--evaluation", "calibration.npz"]
+    out = tmp_path / "tied"
+    argv += ["--method", "ties", "--option", "density=0.5", "--option", "scale=2", "--device", "cpu"]
+    assert main([*argv, "--out", str(tmp_path / "none")]) == 2
+    assert "give that model" in capsys.readouterr().err
+    assert main([*argv, "--base", "net.py:Net=a.safetensors", "--out", str(out), "--quiet"]) == 0
+    written = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert written["options"] == {"density": 0.5, "scale": 2}
+    assert written["base"]["weights"].endswith("a.safetensors")
+    assert main(["fuse", "recipe.yaml", "--option", "density", "--out", str(tmp_path / "bad")]) == 2
+    assert "KEY=VALUE" in capsys.readouterr().err
+    matched = ["fuse", "recipe.yaml", "--method", "rebasin", "--statistics", "weights", "--quiet"]
+    assert main([*matched, "--out", str(tmp_path / "matched"), "--device", "cpu"]) == 0
+
+
 def test_quiet_says_nothing(capsys: Captured, tmp_path: Path) -> None:
     argv = ["fuse", "recipe.yaml", "--method", "average", "--out", str(tmp_path / "quiet"), "--quiet"]
     assert main(argv) == 0
