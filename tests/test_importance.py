@@ -1,9 +1,8 @@
-import warnings
 from typing import Any, get_args
 
 import pytest
 import torch
-from captum.attr import LayerConductance, LayerDeepLift, LayerFeatureAblation, LayerGradientXActivation
+from captum.attr import LayerConductance, LayerGradientXActivation
 from torch import Tensor, nn
 from zoo_parents import CPU, zoo_parents
 
@@ -11,19 +10,14 @@ from fxfuse.errors import MethodError
 from fxfuse.layouts import neurons
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.models_zoo.zoo import ZOO
-from fxfuse.passes.ablation import units
 from fxfuse.passes.calibrate import calibrate
-from fxfuse.passes.deeplift import reference_values
 from fxfuse.passes.importance import (
     IMPORTANCES,
     ImportanceName,
-    _differentiate,
     answer,
     choose,
     class_axis,
     conductance,
-    deeplift,
-    feature_ablation,
     find_importance,
     gradient_activation,
     magnitude,
@@ -32,7 +26,7 @@ from fxfuse.passes.importance import (
 from fxfuse.passes.observe import Observer, ignore
 from fxfuse.progress import QuietProgress
 from fxfuse.samples import TensorSamples
-from fxfuse.types import Concat, Leaf, Product, Space, TensorAxes
+from fxfuse.types import Space
 
 
 def watch(name: str, nodes: tuple[str, ...]) -> tuple[Observer, nn.Module, tuple[Tensor, ...]]:
@@ -68,63 +62,6 @@ def test_gradient_activation_equals_captum_at_labels(name: str, layers: tuple[st
         node = layer.replace(".", "_")
         assert torch.allclose(ours[node], theirs, rtol=1e-4, atol=1e-6 * float(theirs.max()))
         assert torch.equal(squared[node], ours[node] ** 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "layers"), [("mlp", ("1", "3")), ("vgg11_bn", ("features.1", "features.9", "features.26"))]
-)
-def test_deeplift_equals_captum(name: str, layers: tuple[str, ...]) -> None:
-    nodes = {layer: f"_{layer}" if name == "mlp" else layer.replace(".", "_") for layer in layers}
-    observer, model, inputs = watch(name, tuple(nodes.values()))
-    for module in model.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-    ours = deeplift(observer, inputs, None, ignore)
-    target = model(*inputs).argmax(1)
-    for layer, node in nodes.items():
-        with warnings.catch_warnings():  # captum tells that it sets hooks
-            warnings.simplefilter("ignore")
-            theirs = LayerDeepLift(model, model.get_submodule(layer)).attribute(inputs[0], target=target)
-        theirs = theirs.detach().abs()
-        assert torch.allclose(ours[node], theirs, rtol=1e-3, atol=1e-5 * float(theirs.max())), layer
-
-
-def test_deeplift_contributions_sum_to_the_rise_of_the_answer() -> None:
-    observer, model, inputs = watch("mlp", ("_1",))
-    secants, before = reference_values(observer, inputs)
-    values, slopes = _differentiate(observer, inputs, None, None, None, secants)
-    chosen = model(*inputs).argmax(1, keepdim=True)
-    rise = model(*inputs).gather(1, chosen) - model(*(torch.zeros_like(x) for x in inputs)).gather(1, chosen)
-    total = ((values["_1"] - before["_1"]) * slopes["_1"]).sum(1)
-    assert torch.allclose(total, rise[:, 0], rtol=1e-4, atol=1e-5)
-
-
-def test_feature_ablation_equals_captum() -> None:
-    for name, layer, node in (("mlp", "1", "_1"), ("digits_net", "bn1", "bn1")):
-        (parent,) = zoo_parents(name, (None,))
-        observer = Observer(parent.program, (node,), CPU, parent.axes)
-        model, inputs = randomise(ZOO[name].factory(), 0).eval(), ZOO[name].example(5, seed=3)
-        ours = feature_ablation(observer, inputs, None, ignore)[node]
-        target = model(*inputs).argmax(1)
-        shape = ours.shape[1:]
-        mask = torch.arange(shape[0]).reshape(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
-        method = LayerFeatureAblation(model, model.get_submodule(layer))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            theirs = method.attribute(inputs[0], target=target, layer_mask=mask).detach().abs()
-        per_neuron = ours.flatten(2).sum(2) if ours.ndim > 2 else ours
-        expected = theirs.flatten(2)[:, :, 0] if theirs.ndim > 2 else theirs
-        assert torch.allclose(per_neuron, expected, rtol=1e-3, atol=1e-5), name
-
-
-def test_units_of_products_concatenations_and_batches() -> None:
-    heads = Product((Leaf(2, 0), Leaf(3, 1), Leaf(2)))
-    ids, count = units(TensorAxes((Leaf(4), heads)), torch.Size((7, 12)))
-    assert count == 6
-    assert ids.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]]
-    ids, count = units(TensorAxes((Leaf(4), Concat((Leaf(2, 0), Leaf(1), Leaf(2, 1))), Leaf(3))), torch.Size((4, 5, 3)))
-    assert count == 5
-    assert ids.flatten().tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_statistics_hold_conductance_summed_over_positions() -> None:
