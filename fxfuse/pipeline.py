@@ -48,8 +48,10 @@ from fxfuse.types import Analysis, FuseResult, Granularity, Grouping, LevelRepor
 from fxfuse.weights import check_finite
 
 FIT_KEYS = ("steps", "joint_steps", "lr", "batch_size", "max_seconds", "start", "repair")
-JOINT_STEPS_PER_LEVEL, SMALLER_BATCH = 100, 64
-"""Deeper networks have more to make up for, and take smaller steps: more of them, on half as many samples each."""
+JOINT_STEPS_PER_LEVEL = 100
+"""Deeper networks have more to make up for, and take smaller steps."""
+MANY_STEPS, SMALLER_BATCH = 600, 64
+"""Fits of more steps than that take half as many samples in each."""
 Head = Literal["probabilities", "logits", "labels"]
 Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -379,7 +381,9 @@ def _plan(preset: Preset, fit: FitSettings | None, example: Example, levels: int
     if not preset.joint:
         plan = replace(plan, joint_steps=0)
     elif JOINT_STEPS_PER_LEVEL * levels > plan.joint_steps:
-        plan = replace(plan, joint_steps=JOINT_STEPS_PER_LEVEL * levels, joint_batch=SMALLER_BATCH)
+        plan = replace(plan, joint_steps=JOINT_STEPS_PER_LEVEL * levels)
+        if plan.joint_steps > MANY_STEPS:
+            plan = replace(plan, joint_batch=SMALLER_BATCH)
     if given.batch_size is not None:
         plan = replace(plan, joint_batch=given.batch_size)
     chosen = {k: getattr(given, k) for k in FIT_KEYS}
