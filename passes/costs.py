@@ -4,14 +4,15 @@ A network whose first ``l`` levels are fused and whose others are the parents' o
 
     size(l) = sum_{i < l} c_i  +  sum_p sum_{i >= l} c_p,i
 
-with ``c_i`` a level's cost in the fused network and ``c_p,i`` in parent ``p``. It falls with ``l`` from the ensemble's
-cost to the fused network's (parents whose widths differ from the target's may make it rise on the way; every ``l`` is
-looked at). Cost is the number of parameters, or of floating-point operations per sample (two per multiplication with
-addition, as torch counts them: matrix products and convolutions).
+with ``c_i`` a level's cost in the fused network and ``c_p,i`` in parent ``p``. It falls with ``l`` from the
+ensemble's cost to the fused network's (parents whose widths differ from the target's may make it rise on the way;
+every ``l`` is looked at). Parameters that are tied across the cut are there on both sides, and count there. Cost is
+the number of parameters, or of floating-point operations per sample (two per multiplication with addition, as torch
+counts them: matrix products and convolutions).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from fxfuse.passes.abstract import batch_of
 from fxfuse.passes.axes import on_meta
 from fxfuse.passes.branches import can_branch
 from fxfuse.passes.correspond import Correspondence
+from fxfuse.passes.subgraph import needed_nodes, parameters_of
 from fxfuse.types import Analysis, Level, Program
 
 Unit = Literal["parameters", "flops"]
@@ -81,10 +83,10 @@ class Cut:
 
 def choose_cut(pairs: Correspondence, budget: Budget, members: Sequence[int]) -> Cut:
     """The fewest fused levels that fit. Raises :class:`MethodError` for a budget below the fused network's cost."""
-    own = level_costs(pairs.reference, budget.unit)
-    others = [level_costs(pairs.parents[p], budget.unit, pairs.names[p]) for p in members]
-    count = len(own)
-    sizes = [sum(own[:cut]) + sum(sum(other[cut:]) for other in others) for cut in range(count + 1)]
+    count = len(pairs.reference.partition.levels)
+    trunk = _part_costs(pairs.reference, budget.unit)
+    branches = [_part_costs(pairs.parents[p], budget.unit) for p in members]
+    sizes = [trunk(0, cut) + sum(branch(cut, count) for branch in branches) for cut in range(count + 1)]
     allowed = budget.amount * sizes[count] if budget.relative else budget.amount
     possible = [cut for cut in range(count + 1) if cut == count or can_branch(pairs, cut)]
     fitting = next((cut for cut in possible if sizes[cut] <= allowed * (1 + 1e-9)), None)
@@ -97,12 +99,33 @@ def choose_cut(pairs: Correspondence, budget: Budget, members: Sequence[int]) ->
     return Cut(fitting, sizes[fitting], allowed, sizes[count], sizes[0])
 
 
-def level_costs(analysis: Analysis, unit: Unit, names: Mapping[str, str] | None = None) -> list[int]:
-    """The cost of every level; ``names`` are the state's names by those that the levels use."""
+def _part_costs(analysis: Analysis, unit: Unit) -> Callable[[int, int], int]:
+    """The cost of a run of levels by itself; parameters that are tied count once in every run that uses them."""
+    if unit == "flops":
+        costs = level_costs(analysis, unit)
+        return lambda first, end: sum(costs[first:end])
+    module = analysis.program.module
+    named = dict(module.named_parameters(remove_duplicate=False))
+    nodes = {node.name: node for node in module.graph.nodes}
+    used = [
+        {id(named[name]): named[name].numel() for name in _names_in(level, module, nodes)}
+        for level in analysis.partition.levels
+    ]
+    return lambda first, end: sum({key: size for level in used[first:end] for key, size in level.items()}.values())
+
+
+def _names_in(level: Level, module: fx.GraphModule, nodes: Mapping[str, fx.Node]) -> Iterator[str]:
+    """The parameters that a level's value is computed from, given its inputs."""
+    for node in needed_nodes([nodes[level.boundary]], {nodes[name] for name in level.inputs}):
+        yield from parameters_of(module, node)
+
+
+def level_costs(analysis: Analysis, unit: Unit) -> list[int]:
+    """The cost of every level; a parameter counts in the level that it belongs to."""
     levels = analysis.partition.levels
     if unit == "parameters":
         sizes = {name: p.numel() for name, p in analysis.program.module.named_parameters(remove_duplicate=False)}
-        return [sum(sizes[names[p] if names else p] for p in level.parameters) for level in levels]
+        return [sum(sizes[p] for p in level.parameters) for level in levels]
     counted = _operations(analysis.program)
     return [_of_level(level, counted) for level in levels]
 

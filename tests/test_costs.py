@@ -1,11 +1,15 @@
 """Costs by level, and where a budget cuts."""
 
 import pytest
+import torch
 from laws import analysed
 
 from fxfuse.errors import MethodError
+from fxfuse.passes.branches import branched
+from fxfuse.passes.combine import MeanOutput
 from fxfuse.passes.correspond import correspond
 from fxfuse.passes.costs import Budget, choose_cut, level_costs, parse_budget
+from fxfuse.types import Grouping
 
 
 @pytest.mark.parametrize(
@@ -51,13 +55,15 @@ def test_operations_are_counted_per_sample():
 @pytest.mark.parametrize("name", ["digits_net", "vit", "mlp"])
 def test_the_fewest_fused_levels_that_fit(name, unit):
     pairs = pairs_of(name)
-    own = level_costs(pairs.reference, unit)
-    for levels in range(len(own) + 1):
-        cost = sum(own[:levels]) + 2 * sum(own[levels:])
-        cut = choose_cut(pairs, Budget(cost, unit, relative=False), (0, 1))
-        assert (cut.cost, cut.fused, cut.ensemble) == (cost, sum(own), 2 * sum(own))
-        assert cut.levels <= levels
-        assert choose_cut(pairs, Budget(cost / sum(own) + 1e-6, unit), (0, 1)).cost == cost
+    own = sum(level_costs(pairs.reference, unit))
+    last = (0, 2 * own)
+    for budget in range(2 * own, own - 1, -max(1, own // 40)):
+        cut = choose_cut(pairs, Budget(budget, unit, relative=False), (0, 1))
+        assert own <= cut.cost <= budget
+        assert (cut.fused, cut.ensemble) == (own, 2 * own)
+        assert (cut.levels > last[0]) == (budget < last[1])
+        assert choose_cut(pairs, Budget(budget / own, unit), (0, 1)).levels == cut.levels
+        last = (cut.levels, cut.cost)
 
 
 def test_parents_of_other_widths_count_with_their_own():
@@ -72,3 +78,20 @@ def test_too_small_a_budget():
     with pytest.raises(MethodError, match=r"a budget of 370 parameters is below the smallest possible network.*739"):
         choose_cut(pairs, Budget(0.5), (0, 1))
     assert choose_cut(pairs, Budget(1.0), (0, 1)).levels == len(pairs.reference.partition.levels)
+
+
+@pytest.mark.parametrize("name", ["tied_autoencoder", "language_model", "shared_layers"])
+def test_what_is_tied_counts_once_on_either_side_of_the_cut(name):
+    pairs = pairs_of(name)
+    one = sum(p.numel() for p in pairs.reference.program.module.parameters())
+    for factor in (1.0, 1.2, 1.5, 1.8, 2.0):
+        cut = choose_cut(pairs, Budget(factor), (0, 1))
+        assert (cut.fused, cut.ensemble) == (one, 2 * one)
+        module = pairs.reference.program.module
+        identity = {
+            s.id: Grouping(s.id, (0.5 * torch.eye(s.size),) * 2, (torch.eye(s.size),) * 2)
+            for s in pairs.reference.axes.spaces
+        }
+        if cut.levels < len(pairs.reference.partition.levels):
+            made = branched(pairs, module, cut.levels, identity, lambda _: MeanOutput((0.5, 0.5)))
+            assert sum(p.numel() for p in made.parameters()) == cut.cost <= factor * one
