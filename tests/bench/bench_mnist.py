@@ -4,8 +4,9 @@
 
 The parents, the 400 calibration images (balanced, unlabelled, drawn per seed from the first 50,000 training images)
 and the input scaling are those of the peers' measurements. ``--part validation`` scores on the last 10,000 training
-images instead of the test images: settings are chosen there. A method that needs no data gets none. CPU seconds are process time of ``fxfuse.fuse`` on one
-thread, with evaluation apart and after one warm-up call. The peers' figures were measured with the authors' own code.
+images instead of the test images: settings are chosen there. A method that needs no data gets none. CPU seconds are
+process time of ``fxfuse.fuse`` on one thread, with evaluation apart and after one warm-up call. The peers' figures were
+measured with the authors' own code.
 """
 
 import argparse
