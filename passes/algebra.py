@@ -361,7 +361,12 @@ def split_product(var: Var, outer_size: int) -> list[Var] | None:
             [] if any(r for _, r in sizes) else [_halves(s, n) for s, (n, _) in zip(root.segments, sizes, strict=True)]
         )
         a.segments = [pair[0] for pair in halves if pair is not None]
-        b.family = {pair[0]: pair[1] for pair in halves if pair is not None}
+        for pair in halves:
+            if pair is None:
+                continue
+            if pair[0] in b.family:  # two segments that are one variable cannot hold two instances
+                unify([Factor(b.family[pair[0]])], [Factor(pair[1])])
+            b.family.setdefault(*pair)
         failed = len(a.segments) != len(root.segments)
     else:
         pairs = {segment: _halves(member, outer_size) for segment, member in root.family.items()}
