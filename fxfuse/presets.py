@@ -129,7 +129,7 @@ METHODS: Mapping[str, Preset] = {
     ),
     "hungarian-linear": Preset(
         "assignment, then every layer by least squares and the head by gradient",
-        "hungarian", "linear", importance="conductance",
+        "hungarian", "linear", importance="conductance", reads="regression",
     ),
     "kmeans-linear": Preset(
         "clusters, then every layer by least squares and the head by gradient",
@@ -137,7 +137,7 @@ METHODS: Mapping[str, Preset] = {
     ),
     "hungarian-gradient": Preset(
         "assignment, then every level and all together by gradient: the default, the best measured",
-        "hungarian", "gradient", joint=True, importance="conductance",
+        "hungarian", "gradient", joint=True, importance="conductance", reads="regression",
     ),
     "kmeans-gradient": Preset(
         "clusters, then every level and all together by gradient",

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 name = method if score.name == "fused" else score.name
                 if score.accuracy is not None and (name == method or len(cpu) == 1):
                     rows.setdefault(name, []).append(100 * score.accuracy)
-            print(seed, method, {s.name: s.accuracy for s in result.scores}, result.timings, flush=True)
+            print(seed, method, {s.name: s.accuracy for s in result.scores}, result.timings, *result.notes, flush=True)
     print("| | accuracy | CPU s |\n| --- | --- | --- |")
     for name, found in rows.items():
         spread = f" ±{statistics.stdev(found):.2f}" if len(found) > 1 else ""
