@@ -165,7 +165,8 @@ def _applied(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
     """``matrix`` times ``x`` along one dimension; picked entry by entry where each row has one at most (a permutation,
     a selection), which for wide spaces takes a thousandth of the time."""
     if int((matrix != 0).sum(1).max()) > 1:
-        return torch.tensordot(x, matrix, dims=([dim], [1])).movedim(-1, dim)
+        product: Tensor = torch.tensordot(x, matrix, dims=([dim], [1]))
+        return product.movedim(-1, dim)
     picked = matrix.abs().argmax(1)
     factor = matrix.gather(1, picked[:, None]).reshape([-1 if i == dim else 1 for i in range(x.dim())])
     return x.index_select(dim, picked) * factor

@@ -32,9 +32,7 @@ def test_a_fit_is_in_the_name():
         assert preset.fit == "none" or name.endswith(f"-{preset.fit}") or name.startswith("partial")
         assert preset.fit != "none" or not name.endswith(("-linear", "-gradient"))
         assert preset.reads == "regression" or not name.endswith("-read")
-        assert (preset.statistics == "weights") == (
-            name.endswith("-weights") or preset.solver in ("transplant", "kl")
-        )
+        assert (preset.statistics == "weights") == (name.endswith("-weights") or preset.solver in ("transplant", "kl"))
         assert preset.fit != "none" or not preset.joint
 
 
