@@ -145,7 +145,7 @@ METHODS: Mapping[str, Preset] = {
     ),
     "partial": Preset(
         "as hungarian-gradient, but only as many of the first levels are fused as a budget demands; the rest branches",
-        "hungarian", "gradient", joint=True, importance="conductance", budget=1.5,
+        "hungarian", "gradient", joint=True, importance="conductance", reads="regression", budget=1.5,
     ),
     "partial-neurons": Preset(
         "as hungarian-gradient, but only neurons that are similar enough are fused, in a network as wide as a budget",

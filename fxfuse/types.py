@@ -266,10 +266,10 @@ class FuseResult:
     groupings: Mapping[int, Grouping]
     levels: tuple[LevelReport, ...]
     scores: tuple[Score, ...] = ()
-    classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The fused weights under the target model's own names."""
