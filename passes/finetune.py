@@ -1,11 +1,13 @@
 """Fine-tune a whole network, on labels or on the parents' combined answer: what comes after fusion, on request.
 
 Any optimiser of ``torch.optim``, one learning-rate curve, normalisation in training mode, and the best state by its
-loss on held-out samples, looked at after every epoch. Only the outputs count here; the levels' own targets belong to
-the fits before (:mod:`fxfuse.passes.fit_joint`). The same function trains the control that any such figure needs: the
-best parent, with the same samples, steps and optimiser.
+loss on held-out samples, looked at after every epoch with running statistics recomputed: a few steps do not bring them
+up to the weights. Only the outputs count here; the levels' own targets belong to the fits before
+(:mod:`fxfuse.passes.fit_joint`). The same function trains the control that any such figure needs: the best parent, with
+the same samples, steps and optimiser.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,18 +18,21 @@ import torch
 from torch import Tensor, fx
 
 from fxfuse.device import autocast
-from fxfuse.errors import MethodError, nearest
+from fxfuse.errors import DataError, MethodError, nearest
 from fxfuse.passes.augment import Mixture, Transformation, transform
 from fxfuse.passes.fitting import Store
 from fxfuse.passes.observe import placed
+from fxfuse.passes.repair import recompute_norms
 from fxfuse.passes.subgraph import capture
 from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import Progress
-from fxfuse.samples import Samples
+from fxfuse.samples import Samples, Subset
 
 Towards = Literal["ensemble", "labels"]
 Schedule = Literal["constant", "linear", "cosine"]
 SAVE_SECONDS = 20.0
+STATISTICS = 4096
+"""So many samples give the running statistics of norms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,7 @@ class _Run:
             bar.advance(self.done)
             while self.done < plan.epochs and not self._exhausted():
                 self._epoch()
+                self._refresh()
                 self.done += 1
                 loss = self._judge()
                 if loss < self.best_loss:
@@ -162,6 +168,13 @@ class _Run:
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
             self.optimizer.step()
+
+    def _refresh(self) -> None:
+        """Running statistics of batch norms, from the training samples as they are."""
+        if len(self.train) > 1:
+            seen = Subset(self.samples, self.train[:STATISTICS])
+            with contextlib.suppress(DataError):  # training has gone astray: its loss tells, and the state is not kept
+                recompute_norms(self.module, seen, device=self.device, generator=self.generator)
 
     def _judge(self) -> float:
         """The loss on the held-out samples as they are."""
