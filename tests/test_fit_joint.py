@@ -85,3 +85,20 @@ def test_it_goes_on_where_it_was_stopped_bit_for_bit(monkeypatch):
     assert report is not None
     state = whole.fused.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in once_more.fused.state_dict().items())
+
+
+@pytest.mark.parametrize("better", ["start", "fused"])
+def test_it_begins_with_whichever_does_better_on_trial(better):
+    made = case("mlp")
+    good = {k: v.clone() for k, v in made.fused.state_dict().items()}
+    bad = {k: v + 3 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1)) for k, v in good.items()}
+    if better == "start":
+        made.fused.load_state_dict(bad)
+    report = fit_joint(
+        made.fused, made.teacher, made.samples, PLAN, device=CPU, seed=0, progress=QuietProgress(),
+        starts={"a parent": good if better == "start" else bad},
+    )  # fmt: skip
+    assert report is not None
+    assert report.start == ("a parent" if better == "start" else module.FUSED)
+    assert report.starts[report.start] == min(report.starts.values())
+    assert report.steps == PLAN.joint_steps
