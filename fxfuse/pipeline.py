@@ -18,7 +18,7 @@ from fxfuse.data import check, in_label_space, input_names, samples_from
 from fxfuse.device import deterministic, pick_device
 from fxfuse.errors import DataError, FuseError, MethodError
 from fxfuse.finetuning import Finetuned, fine_tune, plan_of
-from fxfuse.forms import choose_form
+from fxfuse.forms import Chosen, choose_form
 from fxfuse.label_space import LabelSpace, label_space
 from fxfuse.methods import Given, check_needs, customised, group_parents, make_merge, method_notes
 from fxfuse.passes.augment import choose
@@ -166,6 +166,7 @@ def fuse(
         judged = None if evaluation is None else in_label_space(samples_from(evaluation), classes)
         _check_data(samples, judged, head)
         _check_tuning(tuning, samples)
+        _check_form(form, method, tuning, fit)
     with clock.stage("analyse"):
         shown = _example(example, samples, judged)
         how: dict[str, Any] = {
@@ -213,7 +214,7 @@ def fuse(
                 plan = replace(plan, start="fused")
             if plan.transformations:
                 notes.append(f"calibration inputs were also used transformed: {', '.join(plan.transformations)}")
-            if plan.repair == "rescale" and not made.branched:
+            if plan.repair == "rescale":
                 with clock.stage("repair"):
                     count = rescale(
                         fused, pairs.parents, pairs.reference.axes, groupings, shares, samples, device=where
@@ -321,6 +322,18 @@ def _check_tuning(tuning: FinetuneSettings, samples: Samples | None) -> None:
         raise MethodError("fine-tuning needs calibration data")
     if tuning.towards == "labels" and not samples.labelled:
         raise MethodError("fine-tuning on labels needs labelled calibration data; give labels, or take 'ensemble'")
+
+
+def _check_form(form: Chosen, method: str, tuning: FinetuneSettings, fit: FitSettings | None) -> None:
+    """Whatever changes the network as a whole needs one network, and not branches."""
+    asked = {"finetune": tuning.epochs > 0, "repair: rescale": fit is not None and fit.repair == "rescale"}
+    branches = form.form != "fused" or (form.budget is not None and form.dial == "levels")
+    for what, wanted in asked.items():
+        if wanted and branches:
+            raise MethodError(
+                f"method {method!r} keeps parents as branches, which {what!r} does not train or rescale; "
+                "leave it out, or take a method that makes one network"
+            )
 
 
 def _example(example: Example | None, *data: Samples | None) -> Example:

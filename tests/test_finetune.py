@@ -125,3 +125,10 @@ def test_labels_teach_more_than_untrained_parents():
 def test_what_cannot_be_done_is_said_before_any_work(settings, message):
     with pytest.raises(MethodError, match=message):
         fxfuse.fuse([net(), net()], calibration=labelled().inputs[0], finetune=FinetuneSettings(epochs=1, **settings))
+
+
+@pytest.mark.parametrize(("method", "budget"), [("ensemble", None), ("select", None), ("partial", 1.5)])
+@pytest.mark.parametrize("asked", [{"finetune": 1}, {"fit": FitSettings(repair="rescale")}])
+def test_branches_are_neither_fine_tuned_nor_rescaled_and_that_is_said(method, budget, asked):
+    with pytest.raises(MethodError, match="keeps parents as branches"):
+        fxfuse.fuse([net(), net()], calibration=labelled(), method=method, budget=budget, device="cpu", **asked)

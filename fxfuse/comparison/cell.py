@@ -107,17 +107,25 @@ def execute(recipe: Recipe, folder: Path) -> Run:
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> tuple[int, float | None, float | None]:
-    """Its exit status, CPU seconds and peak MiB. An interruption reaches the process too: it is waited for."""
+    """Its exit status, CPU seconds and peak MiB. An interruption reaches the process too: it is waited for, and then
+    counts as the status, whatever the process made of it."""
+    interrupted = False
     while True:
         try:
             if not hasattr(os, "wait4"):
-                return process.wait(), None, None
+                status = process.wait()
+                return 130 if interrupted else status, None, None
             _, status, usage = os.wait4(process.pid, 0)
         except KeyboardInterrupt:
+            interrupted = True
             continue
         process.returncode = os.waitstatus_to_exitcode(status)
         unit = 1 if sys.platform == "darwin" else 1024
-        return process.returncode, round(usage.ru_utime + usage.ru_stime, 2), round(usage.ru_maxrss * unit / 2**20)
+        return (
+            130 if interrupted else process.returncode,
+            round(usage.ru_utime + usage.ru_stime, 2),
+            round(usage.ru_maxrss * unit / 2**20),
+        )
 
 
 def _reason(said: str, status: int) -> str:
