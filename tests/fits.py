@@ -63,4 +63,24 @@ def first_task(made: Case, index: int = 0) -> LevelTask:
     return LevelTask(level, piece, chunks, made.teacher, False, own)
 
 
-__all__ = ["CPU", "PLAN", "Case", "case", "first_task"]
+class StoppedError(Exception):
+    """Raised by the store."""
+
+
+class Store:
+    """Keeps what it is given and stops the run after ``stop`` of them."""
+
+    def __init__(self, stop):
+        self.kept, self.stop = {}, stop
+
+    def save(self, key, tensors, meta=None):
+        self.kept[key] = ({k: v.detach().clone() for k, v in tensors.items()}, dict(meta or {}))
+        self.stop -= 1
+        if self.stop == 0:
+            raise StoppedError
+
+    def load(self, key):
+        return self.kept.get(key)
+
+
+__all__ = ["CPU", "PLAN", "Case", "StoppedError", "Store", "case", "first_task"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fits import CPU, case
+from fits import CPU, StoppedError, Store, case
 from torch import nn
 
 import fxfuse
@@ -48,26 +48,6 @@ def test_norms_learn_their_statistics_anew():
     before = {k: v.clone() for k, v in made.fused.state_dict().items() if "running" in k}
     assert tune(made, FinetunePlan(epochs=20, lr=0.03, batch_size=32, held=0.25, schedule="constant")).best
     assert all(not torch.equal(v, before[k]) for k, v in made.fused.state_dict().items() if k in before)
-
-
-class StoppedError(Exception):
-    """Raised by the store."""
-
-
-class Store:
-    """Keeps what it is given and stops the run after ``stop`` of them."""
-
-    def __init__(self, stop):
-        self.kept, self.stop = {}, stop
-
-    def save(self, key, tensors, meta=None):
-        self.kept[key] = ({k: v.detach().clone() for k, v in tensors.items()}, dict(meta or {}))
-        self.stop -= 1
-        if self.stop == 0:
-            raise StoppedError
-
-    def load(self, key):
-        return self.kept.get(key)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fits import CPU, case
+from fits import CPU, StoppedError, Store, case
 
 from fxfuse.passes import fit_joint as module
 from fxfuse.passes.fit_joint import fit_joint
@@ -50,26 +50,6 @@ def test_the_same_seed_gives_the_same_bits():
         fit(made, FitPlan(joint_steps=8, batch_size=16, transformations=("shift", "mix")))
         states.append(made.fused.state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
-
-
-class StoppedError(Exception):
-    """Raised by the store."""
-
-
-class Store:
-    """Keeps what it is given and stops the run after ``stop`` of them."""
-
-    def __init__(self, stop):
-        self.kept, self.stop = {}, stop
-
-    def save(self, key, tensors, meta=None):
-        self.kept[key] = ({k: v.detach().clone() for k, v in tensors.items()}, dict(meta or {}))
-        self.stop -= 1
-        if self.stop == 0:
-            raise StoppedError
-
-    def load(self, key):
-        return self.kept.get(key)
 
 
 def test_it_goes_on_where_it_was_stopped_bit_for_bit(monkeypatch):

@@ -28,7 +28,8 @@ class Run:
 
     ``rows`` are the comparison's rows by name (those of :class:`fxfuse.types.Score`); empty where the run failed, and
     ``reason`` says why. ``cpu`` and ``wall`` are seconds and ``memory`` the peak in MiB of the whole process: loading,
-    fusing, judging and writing (``None`` where the system does not tell).
+    fusing, judging and writing (``None`` where the system does not tell, or the run had been interrupted and only a part
+    of it is known).
     """
 
     method: str
@@ -36,7 +37,7 @@ class Run:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     reason: str = ""
     cpu: float | None = None
-    wall: float = 0.0
+    wall: float | None = None
     memory: float | None = None
 
     @property
@@ -86,7 +87,8 @@ def execute(recipe: Recipe, folder: Path) -> Run:
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "recipe.yaml"
         file.write_text(dump_recipe(run), encoding="utf-8")
-        again = ["--resume"] if Path(f"{output}.partial").exists() else ["--overwrite"]
+        resumed = Path(f"{output}.partial").exists()
+        again = ["--resume"] if resumed else ["--overwrite"]
         with (Path(place) / "errors").open("w+b") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, "fuse", str(file), "--quiet", *again], stderr=errors, stdout=errors
@@ -96,7 +98,9 @@ def execute(recipe: Recipe, folder: Path) -> Run:
             said = errors.read().decode(errors="replace").strip()
     if status in (130, -2):
         raise KeyboardInterrupt
-    wall = round(time.monotonic() - start, 2)
+    wall: float | None = round(time.monotonic() - start, 2)
+    if resumed:
+        cpu = wall = memory = None
     if status == 0:
         scores = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["scores"]
         found = Run(method, seed, {row["name"]: row for row in scores}, "", cpu, wall, memory)

@@ -52,7 +52,8 @@ def compare_command(
             if not quiet:
                 figure = run.one_shot.get("accuracy")
                 said = run.reason or (f"{100 * figure:.2f} %" if figure is not None else "done")
-                say(console, f"{name}, seed {number}: {said} ({run.wall:.0f} s)")
+                took = "resumed" if run.wall is None else f"{run.wall:.0f} s"
+                say(console, f"{name}, seed {number}: {said} ({took})")
     written = write(runs, folder, f"Methods compared on {Path(recipe).name}")
     if quiet:
         return

@@ -84,7 +84,8 @@ def write(runs: Sequence[Run], folder: Path, title: str) -> list[Path]:
     seeds = sorted({run.seed for run in runs})
     text = (
         f"# {title}\n\nSeeds {', '.join(map(str, seeds))}; mean and sample standard deviation. CPU, wall time and peak "
-        "memory are those of the whole process: loading, fusing, judging and writing.\n\n"
+        "memory are those of the whole process: loading, fusing, judging and writing; runs that were interrupted and "
+        "resumed do not count there.\n\n"
         f"{markdown_table(head, rows)}\n"
     )
     written = [folder / "compare.md", folder / "compare.csv"]
