@@ -28,8 +28,8 @@ class Run:
 
     ``rows`` are the comparison's rows by name (those of :class:`fxfuse.types.Score`); empty where the run failed, and
     ``reason`` says why. ``cpu`` and ``wall`` are seconds and ``memory`` the peak in MiB of the whole process: loading,
-    fusing, judging and writing (``None`` where the system does not tell, or the run had been interrupted and only a part
-    of it is known).
+    fusing, judging and writing (``None`` where the system does not tell, or the run had been interrupted and only a
+    part of it is known).
     """
 
     method: str
