@@ -16,12 +16,11 @@ them: every group must end up with a member). A narrower one first matches at th
 the groups themselves, cheapest first, by the same cost (:mod:`fxfuse.passes.solvers.agglomerate`).
 """
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fxfuse.passes.solvers.agglomerate import agglomerate
+from fxfuse.passes.solvers.assignment import assign
 from fxfuse.passes.solvers.groups import Points, group_sums, renumber, scatter, solve_hard
 from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
@@ -89,10 +88,9 @@ def _place(points: Points, labels: Tensor, members: Tensor, slots: int) -> Tenso
     safe = torch.where(empty, 1.0, total)[:, None]
     distance = points.gram.diagonal()[members] - 2 * cross / safe + (energy[:, None] / safe**2)
     own = points.mass[members]
-    cost = (own * total[:, None] / (own + total[:, None]) * distance.clamp(min=0)).T.numpy()
+    cost = (own * total[:, None] / (own + total[:, None]) * distance.clamp(min=0)).T
     if vacancies:
         # Rows that stand for "nobody" may not take an empty group: so every group ends up with a member.
-        nobody = np.where(empty.numpy(), np.inf, 0.0)[None, :].repeat(slots - len(members), axis=0)
-        cost = np.concatenate([cost, nobody])
-    rows, columns = linear_sum_assignment(cost)
-    return torch.from_numpy(columns[rows.argsort()][: len(members)])
+        nobody = torch.where(empty, torch.inf, 0.0).expand(slots - len(members), -1)
+        cost = torch.cat([cost, nobody])
+    return assign(cost)[: len(members)]

@@ -10,10 +10,10 @@ Two parents need one assignment, which is optimal. Widths may differ: the widest
 """
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fxfuse.errors import MethodError
+from fxfuse.passes.solvers.assignment import assign
 from fxfuse.passes.solvers.groups import Points, check, owners, solve_hard
 from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
@@ -83,8 +83,7 @@ def _place(cost: Tensor, share: Tensor, labels: Tensor, members: Tensor, slots: 
     mass = torch.zeros(slots, dtype=torch.float64).index_add_(0, labels[placed], share[placed])
     total = torch.zeros(slots, len(members), dtype=torch.float64)
     total.index_add_(0, labels[placed], share[placed, None] * cost[placed][:, members])
-    rows, columns = linear_sum_assignment((total / mass[:, None]).T.numpy())
-    return torch.from_numpy(columns[rows.argsort()])
+    return assign((total / mass[:, None]).T)
 
 
 def _total(cost: Tensor, share: Tensor, labels: Tensor) -> float:

@@ -62,15 +62,12 @@ def lloyd(points: Points, labels: Tensor, groups: int) -> Tensor:
     gram, mass = points.gram, points.mass
     energy = gram.diagonal()
     index = torch.arange(len(mass))
-    weighted = mass[:, None] * gram
     margin = 1e-12 * energy  # a tie is no reason to move, or rounding would keep neurons moving for ever
     labels = labels.clone()
-    total, cross, _ = group_sums(gram, mass, labels, groups)
+    total, cross, inner = group_sums(gram, mass, labels, groups)
+    offset = torch.addcmul((inner / total**2)[:, None], cross, (-2 / total)[:, None])  # ||a_i - t_g||^2 - G_ii
+    least, nearest = offset.min(0)
     for _ in range(MAX_ITERATIONS):
-        norm = total.new_zeros(groups).index_add_(0, labels, mass * cross[labels, index]) / total**2
-        # ||a_i - t_g||^2 - G_ii, all groups x all neurons
-        offset = torch.addcmul(norm[:, None], cross, (-2 / total)[:, None])
-        least, nearest = offset.min(0)
         current = offset[labels, index]
         new = torch.where(least < current - margin, nearest, labels)
         new = _fill_empty(new, groups, mass * (torch.minimum(least, current) + energy))
@@ -79,12 +76,32 @@ def lloyd(points: Points, labels: Tensor, groups: int) -> Tensor:
             break
         old, labels = labels, new
         if 3 * len(moved) > len(mass):
-            total, cross, _ = group_sums(gram, mass, labels, groups)
-        else:
-            cross.index_add_(0, labels[moved], weighted[moved])
-            cross.index_add_(0, old[moved], weighted[moved], alpha=-1)
-            total = total.new_zeros(groups).index_add_(0, labels, mass)
+            total, cross, inner = group_sums(gram, mass, labels, groups)
+            torch.addcmul((inner / total**2)[:, None], cross, (-2 / total)[:, None], out=offset)
+            least, nearest = offset.min(0)
+            continue
+        weighted = mass[moved, None] * gram[moved]
+        cross.index_add_(0, labels[moved], weighted).index_add_(0, old[moved], weighted, alpha=-1)
+        total = total.new_zeros(groups).index_add_(0, labels, mass)
+        inner = total.new_zeros(groups).index_add_(0, labels, mass * cross[labels, index])
+        changed = torch.unique(torch.cat([old[moved], labels[moved]]))
+        offset[changed] = torch.addcmul((inner / total**2)[changed, None], cross[changed], (-2 / total)[changed, None])
+        least, nearest = _nearest(offset, changed, least, nearest)
     return labels
+
+
+def _nearest(offset: Tensor, changed: Tensor, least: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns' least entries and their rows, after the rows ``changed`` got new values."""
+    lowest, row = offset[changed].min(0)
+    closer = lowest < least
+    least, nearest = torch.where(closer, lowest, least), torch.where(closer, changed[row], nearest)
+    # What was nearest may have moved away: these columns have to be looked through as a whole.
+    touched = torch.zeros(len(offset), dtype=torch.bool)
+    touched[changed] = True
+    lost = (touched[nearest] & ~closer).nonzero()[:, 0]
+    if len(lost):
+        least[lost], nearest[lost] = offset[:, lost].min(0)
+    return least, nearest
 
 
 def _fill_empty(labels: Tensor, groups: int, loss: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ neurons that never fire, and a fused neuron is the mean of the parents that have
 from typing import Literal
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fxfuse.errors import MethodError
+from fxfuse.passes.solvers.assignment import assign
 from fxfuse.passes.solvers.groups import Points, centred, check, owners, solve_hard
 from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
@@ -104,5 +104,4 @@ def _assign(similarity: Tensor, share: Tensor, labels: Tensor, members: Tensor, 
     placed = (labels >= 0).nonzero()[:, 0]
     block = share[placed, None] * similarity[placed][:, members]
     gain = torch.zeros(slots, len(members), dtype=torch.float64).index_add_(0, labels[placed], block).T
-    rows, columns = linear_sum_assignment(gain.numpy(), maximize=True)
-    return torch.from_numpy(columns[rows.argsort()]), gain
+    return assign(-gain), gain
