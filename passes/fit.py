@@ -18,11 +18,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
+from fxfuse.errors import DataError
 from fxfuse.passes.augment import Transformation, transform
 from fxfuse.passes.fit_gradient import fit_gradient
 from fxfuse.passes.fit_linear import fit_linear
 from fxfuse.passes.fitting import Chunk, FitPlan, LevelTask, Store
 from fxfuse.passes.observe import placed
+from fxfuse.passes.repair import pool_norms
 from fxfuse.passes.subgraph import subgraph
 from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import Progress
@@ -235,28 +237,10 @@ def _restore(fused: fx.GraphModule, state: Mapping[str, Tensor]) -> None:
 
 def refresh_norms(task: LevelTask) -> bool:
     """Running statistics of a level's batch norms, from the chunks that it will be fitted on; whether it has any."""
-    norms = [m for m in task.piece.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    norms = [m for m in norms if m.track_running_stats and m.running_mean is not None]
-    if not norms:
+    try:
+        return pool_norms(task.piece, (task.inputs(chunk) for chunk in task.chunks if not chunk.held)) > 0
+    except DataError:  # activations that are not finite: the statistics stay as they were merged
         return False
-    momenta = [m.momentum for m in norms]
-    counts = [
-        (m.num_batches_tracked, m.num_batches_tracked.clone()) for m in norms if m.num_batches_tracked is not None
-    ]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over chunks
-        norm.train()
-    with torch.no_grad():
-        for chunk in task.chunks:
-            if not chunk.held:
-                task.piece(*task.inputs(chunk))
-        for counter, count in counts:
-            counter.copy_(count)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-    return True
 
 
 def _with_widths(report: LevelReport, level: Level, teacher: Teacher) -> LevelReport:

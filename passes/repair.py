@@ -14,7 +14,7 @@ repaired inputs: one pass does for all layers. Batches must therefore be large a
 for. If all data is one batch, the result is exact.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,23 +86,37 @@ def recompute_norms(
     batch norm is not run at all. ``generator`` shuffles the samples. Raises :class:`DataError` for fewer than two
     samples and for statistics that are not finite (all layers keep their old ones).
     """
+    if not _batch_norms(module):
+        return 0
+    chunks = _chunks(samples, batch_size, generator)
+    with evaluating(module, device):
+        found = pool_norms(module, (to_device(samples.take(chunk)[0], device) for chunk in chunks))
+        for norm in _batch_norms(module).values():
+            if norm.count is not None:
+                norm.count.fill_(len(chunks))
+    return found
+
+
+def pool_norms(module: fx.GraphModule, batches: Iterable[Sequence[Tensor]]) -> int:
+    """The core of :func:`recompute_norms`: from batches of inputs, for a module in evaluation mode where they lie.
+
+    ``num_batches_tracked`` is left alone. Raises as :func:`recompute_norms` does, and keeps all old statistics then.
+    """
     norms = _batch_norms(module)
     if not norms:
         return 0
-    chunks = _chunks(samples, batch_size, generator)
-    with evaluating(module, device), torch.no_grad():
-        norms = _batch_norms(module)  # where they are now
-        kept = [[tensor.clone() for tensor in norm.tensors()] for norm in norms.values()]
-        runner = _Runner(module, before={node: norm.adopt for node, norm in norms.items()})
+    kept = [[tensor.clone() for tensor in (norm.mean, norm.var)] for norm in norms.values()]
+    runner = _Runner(module, before={node: norm.adopt for node, norm in norms.items()})
+    with torch.no_grad():
         try:
-            for chunk in chunks:
-                runner.run(*to_device(samples.take(chunk)[0], device))
+            for inputs in batches:
+                runner.run(*inputs)
             for node, norm in norms.items():
-                norm.write(len(chunks), place(node))
+                norm.write(place(node))
         except BaseException:
-            for norm, old in zip(norms.values(), kept, strict=True):
-                for tensor, value in zip(norm.tensors(), old, strict=True):
-                    tensor.copy_(value)
+            for norm, (mean, var) in zip(norms.values(), kept, strict=True):
+                norm.mean.copy_(mean)
+                norm.var.copy_(var)
             raise
     return len({id(norm.mean) for norm in norms.values()})
 
@@ -116,17 +130,13 @@ class _BatchStatistics:
     count: Tensor | None
     moments: Moments
 
-    def tensors(self) -> list[Tensor]:
-        """All that is overwritten."""
-        return [self.mean, self.var, *([] if self.count is None else [self.count])]
-
     def adopt(self, x: Tensor) -> None:
         """Take in a batch and make its own statistics those that it is normalised by."""
         mean, var = self.moments.add(x, 1)
         self.mean.copy_(mean)
         self.var.copy_(var)
 
-    def write(self, batches: int, where: str) -> None:
+    def write(self, where: str) -> None:
         """Store the statistics of all batches."""
         mean, var = self.moments.read(correction=1)
         if not bool((mean + var).isfinite().all()):
@@ -136,8 +146,6 @@ class _BatchStatistics:
             )
         self.mean.copy_(mean)
         self.var.copy_(var)
-        if self.count is not None:
-            self.count.fill_(batches)
 
 
 def _batch_norms(module: fx.GraphModule) -> dict[fx.Node, _BatchStatistics]:

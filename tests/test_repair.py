@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from zoo_parents import CPU, analysed, zoo_parents
 
 from fxfuse.errors import DataError
@@ -11,7 +11,7 @@ from fxfuse.models_zoo.randomise import randomise
 from fxfuse.models_zoo.zoo import ZOO
 from fxfuse.passes.correspond import correspond
 from fxfuse.passes.observe import Observer
-from fxfuse.passes.repair import Moments, _Layer, recompute_norms, rescale
+from fxfuse.passes.repair import Moments, _Layer, pool_norms, recompute_norms, rescale
 from fxfuse.passes.rewrite import rewrite
 from fxfuse.samples import TensorSamples
 from fxfuse.types import Analysis, Grouping
@@ -200,3 +200,14 @@ def test_layers_that_a_norm_reads_are_left_alone() -> None:
     samples = TensorSamples(ZOO["vgg11_bn"].example(8))
     assert rescale(fused, parents, parents[0].axes, groupings, weights, samples, device=CPU) == 0
     assert all(torch.equal(before[k], v) for k, v in fused.state_dict().items())
+
+
+def test_batches_of_one_value_are_pooled() -> None:
+    """Training mode refuses one value per channel; pooled over batches there are enough of them."""
+    module = fx.symbolic_trace(nn.Sequential(nn.BatchNorm2d(3))).eval()
+    x = torch.randn(6, 3, 1, 1)
+    assert pool_norms(module, ((row[None],) for row in x)) == 1
+    norm = module.get_submodule("0")
+    assert torch.allclose(norm.running_mean, x.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(norm.running_var, x.var((0, 2, 3)), rtol=1e-5)
+    assert int(norm.num_batches_tracked) == 0
