@@ -21,11 +21,14 @@ from torch import Tensor
 
 from fxfuse.passes.solvers.agglomerate import agglomerate
 from fxfuse.passes.solvers.assignment import assign
-from fxfuse.passes.solvers.groups import Points, group_sums, renumber, scatter, solve_hard
+from fxfuse.passes.solvers.groups import Points, renumber, solve_hard
 from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_SWEEPS = 50
+
+ROWS_AT_ONCE = 1024
+"""Rows of the Gram matrix that are weighted at a time."""
 
 
 @one_thread()
@@ -45,52 +48,91 @@ def matched_labels(points: Points, target: int, sweeps: int = MAX_SWEEPS) -> Ten
     parents = [(points.owner == p).nonzero()[:, 0] for p in sorted(set(points.owner.tolist()))]
     parents.sort(key=lambda members: -float(points.mass[members].sum()))  # stable: ties keep the parents' order
     slots = max(target, *(len(members) for members in parents))
-    labels = torch.full((len(points.mass),), -1)
+    state = _Slots(points, slots)
     for members in parents:
-        labels[members] = _place(points, labels, members, slots)
-    if len(parents) > 2:
-        labels = _settle(points, labels, parents, slots, sweeps)
+        state.put(members, state.best(members))
+    labels = _settle(state, parents, sweeps) if len(parents) > 2 else state.labels
     labels = renumber(labels)
     if slots > target:
         labels = agglomerate(points.gram, points.mass, labels, target)
     return labels
 
 
-def _settle(points: Points, labels: Tensor, parents: list[Tensor], slots: int, sweeps: int) -> Tensor:
+def _settle(state: "_Slots", parents: list[Tensor], sweeps: int) -> Tensor:
     """Place every parent anew until a whole sweep brings nothing."""
-    least = 1e-12 * float((points.mass * points.gram.diagonal()).sum())
-    best = scatter(points, labels, slots)
+    least = 1e-12 * float((state.points.mass * state.points.gram.diagonal()).sum())
+    best, labels = state.kept_energy(), state.labels.clone()
     for _ in range(sweeps):
-        trial = labels.clone()
         for members in parents:
-            trial[members] = -1
-            trial[members] = _place(points, trial, members, slots)
-        value = scatter(points, trial, slots)
-        if not value < best - least:
+            state.take(members)
+            state.put(members, state.best(members))
+        value = state.kept_energy()
+        if not value > best + least:
             break
-        labels, best = trial, value
+        labels, best = state.labels.clone(), value
     return labels
 
 
-def _place(points: Points, labels: Tensor, members: Tensor, slots: int) -> Tensor:
-    """The best group for each of ``members`` (one parent's neurons), given all neurons that have a label."""
-    placed = (labels >= 0).nonzero()[:, 0]
-    total = torch.zeros(slots, dtype=torch.float64).index_add_(0, labels[placed], points.mass[placed])
-    empty = total == 0
-    vacancies = int(empty.sum())
-    if vacancies >= len(members):
-        return empty.nonzero()[: len(members), 0]
-    # cost of a member in a group; free where the group is empty
-    inside = points.gram[placed][:, placed]
-    _, _, energy = group_sums(inside, points.mass[placed], labels[placed], slots)
-    cross = torch.zeros(slots, len(members), dtype=torch.float64)
-    cross.index_add_(0, labels[placed], points.mass[placed, None] * points.gram[placed][:, members])
-    safe = torch.where(empty, 1.0, total)[:, None]
-    distance = points.gram.diagonal()[members] - 2 * cross / safe + (energy[:, None] / safe**2)
-    own = points.mass[members]
-    cost = (own * total[:, None] / (own + total[:, None]) * distance.clamp(min=0)).T
-    if vacancies:
-        # Rows that stand for "nobody" may not take an empty group: so every group ends up with a member.
-        nobody = torch.where(empty, torch.inf, 0.0).expand(slots - len(members), -1)
-        cost = torch.cat([cost, nobody])
-    return assign(cost)[: len(members)]
+class _Slots:
+    """Groups under way: which neuron is in which, with masses ``S`` and ``B`` as :mod:`.groups` defines them."""
+
+    def __init__(self, points: Points, slots: int) -> None:
+        self.points = points
+        self.labels = torch.full((len(points.mass),), -1)
+        self.total = points.mass.new_zeros(slots)
+        self.cross = points.gram.new_zeros(slots, len(points.mass))
+
+    def put(self, members: Tensor, slots: Tensor) -> None:
+        """Neurons without a group go into ``slots``."""
+        self.labels[members] = slots
+        self._add(members, slots, 1)
+
+    def take(self, members: Tensor) -> None:
+        """Neurons leave their groups; what a group had of them alone is exactly zero again."""
+        slots = self.labels[members]
+        self.labels[members] = -1
+        self._add(members, slots, -1)
+        empty = self._empty()
+        self.total[empty] = 0.0
+        self.cross[empty] = 0.0
+
+    def _add(self, members: Tensor, slots: Tensor, sign: int) -> None:
+        mass = self.points.mass
+        self.total.index_add_(0, slots, mass[members], alpha=sign)
+        for some, where in zip(torch.split(members, ROWS_AT_ONCE), torch.split(slots, ROWS_AT_ONCE), strict=True):
+            self.cross.index_add_(0, where, mass[some, None] * self.points.gram[some], alpha=sign)
+
+    def _empty(self) -> Tensor:
+        counts = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.total))
+        return counts == 0
+
+    def energies(self) -> Tensor:
+        """``Q`` of every group."""
+        placed = (self.labels >= 0).nonzero()[:, 0]
+        groups = self.labels[placed]
+        own = self.points.mass[placed] * self.cross[groups, placed]
+        return torch.zeros_like(self.total).index_add_(0, groups, own)
+
+    def kept_energy(self) -> float:
+        """What the groups' means hold of the neurons' energy: the scatter falls as this rises."""
+        full = ~self._empty()
+        return float((self.energies()[full] / self.total[full]).sum())
+
+    def best(self, members: Tensor) -> Tensor:
+        """The best group for each of ``members`` (one parent's neurons), given all neurons that have a group."""
+        empty = self._empty()
+        vacancies, slots = int(empty.sum()), len(empty)
+        if vacancies >= len(members):
+            return empty.nonzero()[: len(members), 0]
+        # cost of a member in a group; free where the group is empty
+        own, total = self.points.mass[members][:, None], self.total
+        safe = torch.where(empty, 1.0, total)
+        cost = self.cross[:, members].T * (-2 / safe)
+        cost += self.points.gram.diagonal()[members][:, None]
+        cost += self.energies() / safe**2
+        cost.clamp_(min=0).mul_(own * total / (own + total))
+        if vacancies:
+            # Rows that stand for "nobody" may not take an empty group: so every group ends up with a member.
+            nobody = torch.where(empty, torch.inf, 0.0).expand(slots - len(members), -1)
+            cost = torch.cat([cost, nobody])
+        return assign(cost)[: len(members)]
