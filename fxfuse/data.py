@@ -94,6 +94,13 @@ def input_names(samples: Samples) -> tuple[str, ...] | None:
     return names
 
 
+def few_inputs(samples: Samples, count: int = 3) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """The inputs of the first ``count`` samples (fewer where there are fewer), by name where the data has names."""
+    inputs, _ = samples.take(torch.arange(min(count, len(samples))))
+    names = input_names(samples)
+    return inputs if names is None else dict(zip(names, inputs, strict=True))
+
+
 def class_names(samples: Samples) -> tuple[str, ...] | None:
     """The names of the classes in the labels' order, where the data has them."""
     names: tuple[str, ...] | None = _attribute(samples, "classes")

@@ -1,0 +1,138 @@
+"""The parents as the compiler sees them before it sees data: graphs, neuron spaces, levels, and what matches what.
+
+The target, in whose names everything is then said, is the first parent, the first parent with other widths, or another
+module of the same graph.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fxfuse.data import few_inputs
+from fxfuse.errors import DataError
+from fxfuse.label_space import LabelSpace
+from fxfuse.passes.axes import axes
+from fxfuse.passes.class_spaces import check_classes, check_same_classes, class_spaces, with_classes
+from fxfuse.passes.correspond import Correspondence, correspond
+from fxfuse.passes.merges import State, reference_states
+from fxfuse.passes.partition import partition
+from fxfuse.passes.resize import scale
+from fxfuse.passes.trace import trace
+from fxfuse.recipe import FrontEndChoice
+from fxfuse.stages.arguments import Data, Job, Tracing
+from fxfuse.types import Analysis, Granularity
+from fxfuse.weights import check_finite
+
+Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+
+
+def analyse(
+    module: nn.Module,
+    example: Example,
+    *,
+    name: str = "parent",
+    granularity: Granularity = "block",
+    leaves: Sequence[str] = (),
+    submodule: str | None = None,
+    front_end: FrontEndChoice = "auto",
+    classes: int | None = None,
+) -> Analysis:
+    """All that the compiler finds out about a model before it sees data: its graph, its neuron spaces, its levels.
+
+    ``example`` is a batch of two or more inputs: a tensor, a tuple of them, or a mapping by forward argument. The
+    model is copied and left as it is. With ``classes`` the outputs of that many classes may get others
+    (:mod:`fxfuse.label_space`). Raises ``TraceError`` if no graph can be made of it.
+    """
+    program = trace(module, example, name=name, leaves=leaves, submodule=submodule, front_end=front_end)
+    if classes is not None:
+        check_classes(program, classes)
+    meaning = axes(program, classes=classes)
+    return Analysis(program, meaning, partition(program, meaning, granularity))
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The parents and the target, part by part, and the base model's tensors under the target's names, if it has one.
+    ``example`` is the batch that they were traced with."""
+
+    pairs: Correspondence
+    base: State | None
+    example: Example
+    notes: tuple[str, ...]
+
+
+def match_parents(
+    job: Job,
+    modules: Sequence[nn.Module],
+    target: nn.Module | float | None,
+    base: nn.Module | None,
+    example: Example | None,
+    data: Data,
+) -> Matched:
+    """Analyse the parents, the target and the base model, and pair their parts.
+
+    Raises subclasses of ``FuseError``: for weights that are not finite, a model that no graph can be made of, inputs
+    that it does not take, graphs that differ, and a budget below what the smallest network costs.
+    """
+    shown = _shown(example, data)
+    union = job.parents.union
+    analyses = []
+    with job.host.progress.start(len(modules), "trace and analyse") as bar:
+        for p, (module, name) in enumerate(zip(modules, job.parents.names, strict=True)):
+            analyses.append(_analyse(module, name, shown, job.tracing, job.parents.classes(p)))
+            bar.advance()
+    if union is None:
+        check_same_classes([analysis.program for analysis in analyses])
+    pairs = correspond(_target(target, analyses[0], shown, job.tracing, union), analyses)
+    job.method.form.check(pairs, job.parents.shares)
+    state = None
+    if base is not None:
+        found = _analyse(base, "base", shown, job.tracing, job.parents.classes(0))
+        state = reference_states(correspond(pairs.reference, [found]))[0]
+    return Matched(pairs, state, shown, tuple(_notes(pairs.reference)))
+
+
+def _analyse(module: nn.Module, name: str, example: Example, tracing: Tracing, classes: int | None) -> Analysis:
+    check_finite(module, name)
+    return _traced(module, name, example, tracing, classes)
+
+
+def _traced(module: nn.Module, name: str, example: Example, tracing: Tracing, classes: int | None) -> Analysis:
+    return analyse(
+        module,
+        example,
+        name=name,
+        granularity=tracing.granularity,
+        leaves=tracing.leaves,
+        submodule=tracing.submodule,
+        front_end=tracing.front_end,
+        classes=classes,
+    )
+
+
+def _shown(example: Example | None, data: Data) -> Example:
+    if example is not None:
+        return example
+    samples = data.evaluation if data.calibration is None else data.calibration
+    if samples is None:
+        raise DataError("there is nothing to trace the parents with: give calibration data, or example=")
+    return few_inputs(samples)
+
+
+def _target(
+    target: nn.Module | float | None, first: Analysis, example: Example, tracing: Tracing, union: LabelSpace | None
+) -> Analysis:
+    if isinstance(target, nn.Module):
+        return _traced(target, "target", example, tracing, None if union is None else union.size)
+    fixed = () if union is None else class_spaces(first, len(union.maps[0]))
+    made = first if target is None or target == 1.0 else scale(first, float(target), fixed)
+    return made if union is None else with_classes(made, union, len(union.maps[0]))
+
+
+def _notes(analysis: Analysis) -> Iterator[str]:
+    yield from analysis.program.notes
+    yield from analysis.partition.notes
+    for opaque in analysis.axes.opaque:
+        place = f" ({opaque.where})" if opaque.where else ""
+        yield f"no axis rule for {opaque.operator} at {opaque.node}{place}: its neurons stay unmatched"

@@ -1,0 +1,109 @@
+"""What is asked for is checked one record at a time, before any network is looked at; the plan of the fit follows."""
+
+import pytest
+import torch
+
+from fxfuse.errors import DeviceError, MethodError
+from fxfuse.pipeline import fuse
+from fxfuse.presets import METHODS
+from fxfuse.recipe import FinetuneSettings, FitSettings
+from fxfuse.stages.arguments import choose_method, choose_training, describe_parents
+from fxfuse.stages.clock import Clock
+from fxfuse.stages.training import make_plan
+
+IMAGES, ROWS = torch.zeros(2, 3, 8, 8), torch.zeros(2, 5)
+
+
+def test_a_method_keeps_its_own_choices_unless_others_are_made():
+    own = choose_method("hungarian-gradient")
+    assert (own.preset, own.importance, own.form.form) == (METHODS["hungarian-gradient"], "conductance", "fused")
+    changed = choose_method("hungarian-gradient", importance="magnitude", statistics="weights", budget=1.5)
+    assert (changed.importance, changed.preset.statistics, changed.form.stated) == ("magnitude", "weights", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"name": "kmaens"}, "did you mean 'kmeans'"),
+        ({"importance": "conductence"}, "conductance"),
+        ({"options": {"metrik": 1}}, "unknown option 'metrik'"),
+        ({"statistics": "gradients"}, "'activations' or 'weights'"),
+        ({"router": "gate"}, "takes no router"),
+    ],
+)
+def test_what_a_method_does_not_know_is_refused(asked, message):
+    with pytest.raises(MethodError, match=message):
+        choose_method(**{"name": "kmeans", **asked})
+
+
+def test_parents_have_shares_that_sum_to_one_and_names():
+    plain = describe_parents(2, None, None, None)
+    assert (plain.names, plain.shares, plain.class_names) == (("parent 0", "parent 1"), (0.5, 0.5), ())
+    assert plain.classes(0) is None
+    known = describe_parents(2, ("a", "b"), (3, 1), [["cat", "dog"], ["dog", "emu", "fox"]])
+    assert known.shares == (0.75, 0.25)
+    assert known.class_names == ("cat", "dog", "emu", "fox")
+    assert [known.classes(p) for p in (0, 1)] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((0, None, None, None), "at least one parent"),
+        ((2, ("a",), None, None), "names must have one entry per parent. Got 1 for 2"),
+        ((2, None, (1,), None), "weights must have one entry per parent. Got 1 for 2"),
+        ((2, None, (float("nan"), 1), None), "at least 0 and not all 0"),
+    ],
+)
+def test_lists_that_do_not_suit_the_parents_are_refused(asked, message):
+    with pytest.raises(MethodError, match=message):
+        describe_parents(*asked)
+
+
+@pytest.mark.parametrize(
+    ("method", "fit", "finetune", "message"),
+    [
+        ("kmeans", None, FinetuneSettings(epochs=1, optimizer="SDG"), "did you mean 'SGD'"),
+        ("ensemble", None, 1, "keeps parents as branches"),
+        ("partial", FitSettings(repair="rescale"), 0, "keeps parents as branches"),
+    ],
+)
+def test_training_that_cannot_be_is_refused(method, fit, finetune, message):
+    with pytest.raises(MethodError, match=message):
+        choose_training(choose_method(method), "logits", fit, finetune)
+
+
+def test_neurons_in_a_wider_network_are_no_branches():
+    assert choose_training(choose_method("partial-neurons"), "logits", None, 2).finetune.epochs == 2
+
+
+def test_a_device_is_looked_for_before_the_data_are_read():
+    with pytest.raises(DeviceError, match=r"'cuda:<index>'\. Got 'gpu'"):
+        fuse([torch.nn.Linear(2, 2)], calibration=object(), device="gpu")
+
+
+@pytest.mark.parametrize(("levels", "steps", "batch"), [(1, 300, 128), (4, 400, 128), (9, 900, 64)])
+def test_deeper_networks_take_more_and_smaller_joint_steps(levels, steps, batch):
+    plan = make_plan(METHODS["hungarian-gradient"], FitSettings(), ROWS, levels)
+    assert (plan.joint_steps, plan.joint_batch) == (steps, batch)
+
+
+def test_what_is_given_goes_before_the_plans_own():
+    preset = METHODS["hungarian-gradient"]
+    plan = make_plan(preset, FitSettings(steps=0, joint_steps=7, batch_size=9, augment="none"), IMAGES, 9)
+    assert (plan.steps, plan.joint_steps, plan.joint_batch, plan.batch_size, plan.transformations) == (0, 7, 9, 9, ())
+    assert make_plan(METHODS["kmeans-linear"], FitSettings(joint_steps=7), ROWS, 9).joint_steps == 0
+
+
+@pytest.mark.parametrize("example", [IMAGES, (IMAGES,), {"x": IMAGES}])
+def test_images_are_transformed_however_they_are_given(example):
+    assert make_plan(METHODS["kmeans"], FitSettings(), example, 1).transformations == ("shift", "mix")
+
+
+def test_the_clock_adds_up_what_a_stage_takes_and_keeps_their_order(monkeypatch):
+    monkeypatch.setattr("time.monotonic", iter([0.0, 1.0, 1.0, 3.0, 5.0, 9.0]).__next__)
+    clock = Clock()
+    for name in ("fit", "verify", "fit"):
+        with clock.stage(name):
+            pass
+    assert list(clock.seconds.items()) == [("fit", 5.0), ("verify", 2.0)]
