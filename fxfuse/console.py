@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fxfuse.export import OnnxReport
+from fxfuse.presets import DEFAULT, METHODS
 from fxfuse.report import LEVEL_REPORT_COLUMNS, level_report_rows, result_table, score_rows
 from fxfuse.run import RunOutcome
-from fxfuse.types import LevelReport, Score
+from fxfuse.types import Analysis, LevelReport, Score
 
 MANY = 60
 """Levels that are printed; the rest is in the report."""
@@ -92,6 +93,35 @@ def score_table(score: Score, title: str) -> Table:
             table.add_column(column, justify="right" if i else "left")
     table.add_row(*(escape(cell) for cell in row if cell != "-"))
     return table
+
+
+def analysis_notes(analysis: Analysis) -> list[str]:
+    """What there is to say of a network's graph."""
+    front = {"fx": "torch.fx", "export": "torch.export"}[analysis.program.front_end]
+    notes = (*analysis.program.notes, *analysis.partition.notes)
+    return [f"traced by {front}; {len(analysis.axes.spaces)} neuron spaces", *(f"note: {note}" for note in notes)]
+
+
+def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of text under their titles."""
+    table = Table(*head, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def methods_table() -> Table:
+    """The methods, each with a line on what it does."""
+    rows = [
+        (f"{name} (default)" if name == DEFAULT else name, "yes" if preset.needs_data else "no", preset.summary)
+        for name, preset in METHODS.items()
+    ]
+    return plain_table(("method", "needs data", "what it does"), rows)
+
+
+def methods_json() -> list[dict[str, Any]]:
+    """The same as plain values."""
+    return [{"method": name, "summary": m.summary, "needs_data": m.needs_data} for name, m in METHODS.items()]
 
 
 def onnx_sentence(report: OnnxReport) -> str:

@@ -25,7 +25,8 @@ from fxfuse.models_zoo.train import Settings, train
 from fxfuse.progress import Progress, make_progress
 from fxfuse.recipe import load_recipe
 from fxfuse.report import result_table
-from fxfuse.run import ONNX, RunOutcome, run
+from fxfuse.run import RunOutcome, run
+from fxfuse.writing import ONNX
 
 TEST, CALIBRATION = 360, 300
 OWN = ((0, 1, 2, 3), (4, 5, 6), (7, 8, 9))

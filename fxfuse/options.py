@@ -118,3 +118,21 @@ def granularity_of(text: str) -> Any:
     if text in ("block", "layer"):
         return text
     return int(text) if re.fullmatch(r"-?\d+", text) else [name for name in text.split(",") if name]
+
+
+def methods_of(text: str) -> list[str]:
+    """``hungarian,kmeans`` as names, each once; all methods for no text. Raises ``MethodError`` for an unknown one."""
+    from fxfuse.presets import METHODS, find_method
+
+    names = [name.strip() for name in text.split(",") if name.strip()] or list(METHODS)
+    for name in names:
+        find_method(name)
+    return list(dict.fromkeys(names))
+
+
+def seeds_of(text: str) -> list[int]:
+    """``0,1,2`` as numbers, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,18}", part) for part in parts):
+        raise RecipeError(f"--seeds must be numbers with commas between them: 0,1,2. Got {text!r}.")
+    return list(dict.fromkeys(int(part) for part in parts))

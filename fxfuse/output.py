@@ -67,6 +67,11 @@ class Checkpoint:
         return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', key)[:60]}-{digest}.safetensors"
 
 
+def kept(path: str | Path | None) -> bool:
+    """Whether an interrupted run that was to write ``path`` has left something to go on with."""
+    return path is not None and len(OutputFolder(path, {}).checkpoint) > 0
+
+
 class OutputFolder:
     """The folder of one run, as a context manager::
 

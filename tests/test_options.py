@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from fxfuse.errors import RecipeError
-from fxfuse.options import data_of, granularity_of, parents_of, recipe_of, target_of
+from fxfuse.errors import MethodError, RecipeError
+from fxfuse.options import data_of, granularity_of, methods_of, parents_of, recipe_of, seeds_of, target_of
+from fxfuse.presets import METHODS
 
 NONE: dict[str, object] = {"fit": {}, "parents": None}
 
@@ -66,3 +67,14 @@ def test_options_win_over_the_file_and_keep_the_rest(tmp_path: Path, monkeypatch
     assert (recipe.seed, recipe.fit.steps, recipe.fit.lr, recipe.onnx) == (4, 2, 0.1, False)
     assert recipe.parents[0].weights == str(tmp_path / "sub" / "a.pt")  # the file's folder
     assert recipe.output == str(tmp_path / "out")  # the working folder
+
+
+def test_lists_of_methods_and_seeds_hold_each_once() -> None:
+    assert methods_of(" ot, zip,ot,") == ["ot", "zip"]
+    assert methods_of("") == list(METHODS)
+    assert seeds_of("3, 1,3") == [3, 1]
+    with pytest.raises(MethodError, match="did you mean 'zip'"):
+        methods_of("ot,zap")
+    for wrong in ("", "-1", "1,,2", "1.5", "one", "9" * 30):
+        with pytest.raises(RecipeError, match="--seeds must be numbers"):
+            seeds_of(wrong)

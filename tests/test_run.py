@@ -19,9 +19,8 @@ from fxfuse.errors import DataError, FuseError, MismatchError, OutputError, Weig
 from fxfuse.output import Checkpoint
 from fxfuse.progress import LineProgress
 from fxfuse.provenance import sha256_of
-from fxfuse.recipe import DataSpec, load_recipe
-from fxfuse.run import RunOutcome, evaluate, export, fingerprint, run
-from fxfuse.samples import TensorSamples
+from fxfuse.recipe import load_recipe
+from fxfuse.run import RunOutcome, run
 
 FILES = {"levels.json", "manifest.json", "model.pt2", "model.safetensors", "recipe.yaml", "report.md", "partition.svg"}
 
@@ -313,41 +312,3 @@ def test_an_existing_output_is_found_before_anything_is_loaded(place: Path, fini
 def test_an_output_that_cannot_be_written(place: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         run(recipe(place, "net.py/out"))
-
-
-# --------------------------------------------------------------------------------------- afterwards
-
-
-def test_a_result_is_evaluated_as_the_run_did(place: Path, finished: RunOutcome) -> None:
-    (expected,) = (row for row in finished.result.scores if row.name == "fused")
-    own, _ = evaluate(finished.folder)
-    other, description = evaluate(finished.folder, str(place / "test.npz"))
-    spec, _ = evaluate(finished.folder, DataSpec(source=str(place / "test.npz")))
-    assert own.accuracy == other.accuracy == spec.accuracy == expected.accuracy
-    assert own.loss == pytest.approx(expected.loss, rel=1e-5)
-    assert own.parameters == expected.parameters
-    assert description == "test.npz"
-
-
-def test_evaluation_says_what_does_not_fit(finished: RunOutcome, tmp_path: Path) -> None:
-    np.savez(tmp_path / "wide.npz", inputs=np.ones((8, 5), np.float32))
-    with pytest.raises(DataError, match=r"takes samples of shape 4; wide.npz has 5"):
-        evaluate(finished.folder, str(tmp_path / "wide.npz"))
-    with pytest.raises(FuseError, match="is not a result of fxfuse"):
-        evaluate(tmp_path)
-
-
-def test_a_result_is_exported(finished: RunOutcome, tmp_path: Path) -> None:
-    report = export(finished.folder, tmp_path / "f.onnx")
-    assert report.batches == (1, 3, 17)
-    assert report.max_rel < 1e-5
-    assert (tmp_path / "f.onnx").is_file()
-
-
-def test_the_fingerprint_is_of_the_values() -> None:
-    x, y = torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 0])
-    assert fingerprint(TensorSamples((x,), y)) == fingerprint(TensorSamples((x.clone(),), y, "elsewhere"))
-    different = [(x + 1, y), (x.double(), y), (x, 1 - y), (x, None), (x.view(3, 2, 1), y)]
-    prints = {fingerprint(TensorSamples((a,), b)) for a, b in different}
-    assert len(prints) == len(different)
-    assert fingerprint(TensorSamples((x,), y)) not in prints

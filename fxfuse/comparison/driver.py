@@ -1,0 +1,57 @@
+"""Many runs of one recipe, method after method and seed after seed; what is done already is kept."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fxfuse.comparison import cell
+from fxfuse.errors import OutputError
+from fxfuse.output import difference, write_atomically
+from fxfuse.recipe import Recipe
+
+
+def run_all(
+    recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], folder: Path, say: Callable[[str], None]
+) -> list[cell.Run]:
+    """All runs, each in a process of its own, with their state under ``folder``.
+
+    A run that is done is read; one that was interrupted goes on, one that failed is tried again. Raises
+    ``OutputError`` where the folder is another comparison's, ``KeyboardInterrupt`` with the run under way kept.
+    """
+    claim(folder, recipe)
+    runs = []
+    for seed in seeds:
+        for method in methods:
+            run = cell.read(folder, method, seed)
+            if run is None or not run.rows:  # what failed may be mended by now
+                run = cell.execute(recipe.model_copy(update={"method": method, "seed": seed, "onnx": False}), folder)
+            runs.append(run)
+            say(_sentence(run))
+    return runs
+
+
+def _sentence(run: cell.Run) -> str:
+    figure = run.one_shot.get("accuracy")
+    said = run.reason or (f"{100 * figure:.2f} %" if figure is not None else "done")
+    took = "resumed" if run.wall is None else f"{run.wall:.0f} s"
+    return f"{run.method}, seed {run.seed}: {said} ({took})"
+
+
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Note whose runs lie in a folder. Raises ``OutputError`` where they are another recipe's, or a file is there."""
+    same = {"method", "seed", "output", "onnx"}
+    identity: dict[str, Any] = recipe.model_dump(mode="json", exclude=same)
+    mark = folder / "compare.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else None
+        if earlier is None and any(folder.iterdir()):
+            raise OutputError(f"The folder {folder} is not empty and holds no comparison; choose another.")
+        write_atomically(mark, json.dumps(identity, indent=1).encode()) if earlier is None else None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"The folder {folder} cannot be used: {error}; choose another.") from None
+    if earlier is not None and earlier != identity:
+        raise OutputError(
+            f"The runs in {folder} are of another recipe ({difference(earlier, identity)}); choose another folder."
+        )

@@ -1,0 +1,173 @@
+"""All that a run reads, loaded and looked through before the work begins, cheapest first.
+
+The method, then the parents' code and weights, then the data, and whether the parents take the data and answer it with
+finite numbers; where ONNX is wanted, whether the network has an ONNX form.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fxfuse.data import Unlabelled, check, few_inputs, in_label_space, samples_from
+from fxfuse.errors import DataError, MethodError, RecipeError
+from fxfuse.export import to_onnx
+from fxfuse.fingerprints import data_hashes, fingerprint
+from fxfuse.inputs import Example, guess
+from fxfuse.label_space import class_axis, label_space
+from fxfuse.methods import check_needs
+from fxfuse.passes.binding import bind
+from fxfuse.passes.checking import outputs_at
+from fxfuse.passes.importance import answers
+from fxfuse.pipeline import analyse
+from fxfuse.progress import Progress
+from fxfuse.recipe import Recipe
+from fxfuse.samples import Samples
+from fxfuse.sources import LoadedParent, load_parent, load_target
+from fxfuse.stages.arguments import choose_method
+
+CHECKED = 4096
+"""How many evaluation samples are looked at before work starts; calibration samples all are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that a run reads. ``example`` shows what the parents take; ``files`` maps what the fused weights depend on
+    to its hash, ``others`` the rest."""
+
+    parents: tuple[LoadedParent, ...]
+    target: nn.Module | float | None
+    base: LoadedParent | None
+    calibration: Samples | None
+    evaluation: Samples | None
+    example: Example
+    files: Mapping[str, str]
+    others: Mapping[str, str]
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Raise a ``FuseError`` for a method that is unknown or lacks what it needs, and without an output folder."""
+    if recipe.output is None:
+        raise RecipeError("There is no output folder: name one by --out, or by `output` in the recipe.")
+    preset = choose_method(
+        recipe.method,
+        statistics=recipe.statistics,
+        options=recipe.options,
+        importance=recipe.importance,
+        budget=recipe.budget,
+        router=recipe.router,
+    ).preset
+    if preset.needs_data and recipe.calibration is None:
+        raise MethodError(
+            f"The method {recipe.method!r} needs calibration data: name some by --calibration, or by `calibration` in "
+            "the recipe; a few hundred inputs without labels will do."
+        )
+    check_needs(preset, recipe.method, recipe.calibration is not None, recipe.base is not None, False)
+
+
+def load_inputs(recipe: Recipe, progress: Progress) -> Inputs:
+    """Load all that a recipe names. Raises a ``FuseError`` for what cannot be loaded or does not go together."""
+    with progress.start(None, "load the parents"):
+        pairs = zip(recipe.parents, recipe.names(), strict=True)
+        parents = tuple(load_parent(spec, name) for spec, name in pairs)
+        made = None if recipe.target is None else load_target(recipe.target)
+        base = None if recipe.base is None else load_parent(recipe.base, "base")
+    for parent in parents:
+        progress.note(f"parent {parent.name}: {parent.description}")
+        for note in parent.notes:
+            progress.note(f"parent {parent.name}: {note}")
+    with progress.start(None, "check the data"):
+        calibration = None if recipe.calibration is None else samples_from(recipe.calibration)
+        evaluation = None if recipe.evaluation is None else samples_from(recipe.evaluation)
+        _check_data(recipe, parents, calibration, evaluation)
+        files = {path: digest for parent in parents for path, digest in parent.files.items()}
+        for other in (made, base):
+            files.update({} if other is None else other.files)
+        if recipe.calibration is not None and calibration is not None:
+            files.update(data_hashes(recipe.calibration))
+            files["calibration samples"] = fingerprint(calibration)
+        others = {} if recipe.evaluation is None else data_hashes(recipe.evaluation)
+    width = None if recipe.target is None else recipe.target.width
+    target = made.module if made is not None else width
+    example = _example(parents[0], calibration if calibration is not None else evaluation, progress)
+    return Inputs(parents, target, base, calibration, evaluation, example, files, others)
+
+
+def _check_data(
+    recipe: Recipe, parents: tuple[LoadedParent, ...], calibration: Samples | None, evaluation: Samples | None
+) -> None:
+    """Everything about the data, and whether every parent takes them."""
+    classes: int | None = None
+    maps = recipe.labels()
+    union = None if maps is None else label_space(maps, recipe.names(), recipe.shares())
+    for samples, what, most in ((calibration, "calibration data", None), (evaluation, "evaluation data", CHECKED)):
+        if samples is None:
+            continue
+        check(_unlabelled(samples), what=what, at_most=2)
+        for parent in parents:
+            found = _classes(parent, samples)
+            classes = found if recipe.submodule is None else None
+        if union is not None:
+            classes = union.size
+        read = samples if union is None else in_label_space(samples, union.names, what)
+        check(read if _class_indices(read) else _unlabelled(read), classes, what=what, at_most=most)
+    if recipe.head == "labels" and calibration is not None and not calibration.labelled:
+        raise DataError(
+            f"The head is to be fitted to labels, but the calibration data ({calibration.description}) has none: "
+            "give labels, or choose the head 'probabilities'."
+        )
+
+
+def _classes(parent: LoadedParent, samples: Samples) -> int | None:
+    """Between how many classes a parent decides, found by asking it; ``None`` if it does something else."""
+    subject = f"parent {parent.name!r}"
+    bound = bind(parent.module, few_inputs(samples, 2), subject)
+    outputs = answers(outputs_at(parent.module, bound, bound.tensors, subject))
+    if not all(bool(y.isfinite().all()) for y in outputs):
+        raise DataError(
+            f"{subject} answers {samples.description} with NaN or infinite values: look at the scale of the data "
+            "(`preprocessing`) and at the weights."
+        )
+    labels = samples.take(torch.arange(2))[1]
+    if not outputs or labels is None:
+        return None
+    axis = class_axis(outputs[0].shape, labels.shape)
+    return None if axis is None else max(2, outputs[0].shape[axis])
+
+
+def _unlabelled(samples: Samples) -> Samples:
+    return Unlabelled(samples) if samples.labelled else samples
+
+
+def _class_indices(samples: Samples) -> bool:
+    """Whether there is one label per sample; labels per token or pixel, and targets of a regression, are others."""
+    labels = samples.take(torch.arange(1))[1]
+    return labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+
+
+def check_onnx_form(recipe: Recipe, inputs: Inputs, progress: Progress) -> None:
+    """Write a parent's graph, which the fused network will have up to widths, as ONNX and throw it away."""
+    module = inputs.target if isinstance(inputs.target, nn.Module) else inputs.parents[0].module
+    with progress.start(None, "check that there is an ONNX form"), tempfile.TemporaryDirectory() as folder:
+        program = analyse(
+            module,
+            inputs.example,
+            name=inputs.parents[0].name,
+            granularity=recipe.granularity,
+            leaves=recipe.leaves,
+            submodule=recipe.submodule,
+            front_end=recipe.front_end,
+        ).program
+        to_onnx(program.module, program.example, Path(folder) / "trial.onnx")
+
+
+def _example(parent: LoadedParent, samples: Samples | None, progress: Progress) -> Example:
+    """A few inputs, by name where the data has names; without data a guess, which is said."""
+    if samples is None:
+        tensor, stated = guess(parent.module, f"parent {parent.name!r}")
+        progress.note(f"no data given: the parents are traced with the guessed input {stated}")
+        return (tensor,)
+    return few_inputs(samples)

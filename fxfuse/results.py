@@ -1,0 +1,70 @@
+"""A result that lies in an output folder, measured on data or written in another format."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export.passes import move_to_device_pass
+
+from fxfuse.data import samples_from
+from fxfuse.device import pick_device
+from fxfuse.errors import DataError
+from fxfuse.export import OnnxReport, load_result, to_onnx
+from fxfuse.passes.verify import score
+from fxfuse.recipe import DataSpec, load_recipe
+from fxfuse.types import Score, parameter_count
+from fxfuse.writing import RECIPE
+
+
+def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str = "auto") -> tuple[Score, str]:
+    """The figures of the network in an output folder, and what they were measured on.
+
+    ``data`` is a spec, or a source that is read and preprocessed as the recipe beside the result says of its
+    evaluation data (or else its calibration data); without ``data`` the recipe's own evaluation data are used. Raises
+    a ``FuseError`` if the folder is no result or the data do not fit.
+    """
+    folder = Path(folder)
+    where = pick_device(device)
+    loaded = load_result(folder)
+    samples = samples_from(data if isinstance(data, DataSpec) else _as_before(folder, data))
+    module = move_to_device_pass(loaded.program, where).module()
+    inputs, _ = samples.take(torch.arange(min(2, len(samples))))
+    shapes = [tuple(x.shape[1:]) for x in inputs]
+    if shapes != (wanted := [tuple(x.shape[1:]) for x in loaded.example]):
+        raise DataError(
+            f"{folder} takes samples of shape {_listed(wanted)}; {samples.description} has {_listed(shapes)}."
+        )
+
+    def network(*tensors: Tensor) -> Any:  # a function, because an exported module refuses to be told its mode
+        return module(*tensors)
+
+    figures = score("fused", network, samples, device=where)
+    return dataclasses.replace(figures, parameters=parameter_count(module)), samples.description
+
+
+def export(folder: str | Path, onnx: str | Path) -> OnnxReport:
+    """Write the network in an output folder as ONNX, checked in onnxruntime. Raises a ``FuseError``."""
+    loaded = load_result(folder)
+    return to_onnx(loaded.program, loaded.example, onnx, level_table=loaded.levels)
+
+
+def _as_before(folder: Path, source: str | None) -> DataSpec:
+    """The recipe's evaluation data, or its calibration data if there are none; with another source if one is given."""
+    recipe = load_recipe(folder / RECIPE)
+    if source is None:
+        if recipe.evaluation is None:
+            raise DataError(f"The recipe in {folder} names no evaluation data; give some.")
+        return recipe.evaluation
+    spec = recipe.evaluation or recipe.calibration
+    if spec is None:
+        return DataSpec(source=source)
+    kept = {key: getattr(spec, key) for key in ("inputs", "preprocessing", "batched")}
+    if not isinstance(spec.labels, bool) and not str(spec.labels).endswith(".npy"):
+        kept["labels"] = spec.labels
+    return DataSpec(source=source, **kept)
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)
