@@ -132,3 +132,15 @@ def test_bad_options_are_named(options, message):
     stats = statistics([neurons(5, 0), neurons(6, 1)], (0.5, 0.5))
     with pytest.raises(MethodError, match=message):
         solve(stats, 6, weights=(0.5, 0.5), generator=generator(), **options)
+
+
+@pytest.mark.parametrize("n", [3, 40, 600])
+def test_equal_masses_make_the_plan_a_permutation_as_cheap_as_the_network_simplex(n: int) -> None:
+    x, y = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    cost = torch.cdist(x, y)
+    mass = torch.full((n,), 1 / n, dtype=torch.float64)
+    plan = exact_plan(cost, mass, mass)
+    assert torch.equal((plan > 0).sum(0), torch.ones(n, dtype=torch.long))
+    assert torch.equal((plan > 0).sum(1), torch.ones(n, dtype=torch.long))
+    best = float((torch.from_numpy(ot.emd(mass.numpy(), mass.numpy(), cost.numpy())) * cost).sum())
+    assert float((plan * cost).sum()) == pytest.approx(best, rel=1e-9)
