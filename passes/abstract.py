@@ -47,7 +47,7 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         tensor._fxfuse = meaning  # type: ignore[attr-defined]  # tensors take attributes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = _without_device(func, args, kwargs or {})
         rule = rule_for(func)
         if rule is None:
             return self._without_rule(func, args, kwargs)
@@ -59,11 +59,12 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         operands = [self.meaning(t) for t in call.tensors()]
         stored = bool(operands) and all(meaning.stored for meaning in operands)
         for meaning in operands:
-            meaning.used = True
+            meaning.read()
         dims = rule(call)
         per_output: list[Dims] = dims if isinstance(result, tuple | list) else [dims]  # type: ignore[list-item,assignment]  # a rule returns what its operator does
-        for tensor, meant in zip(outputs, per_output, strict=False):
+        for k, (tensor, meant) in enumerate(zip(outputs, per_output, strict=False)):
             self._checked(tensor, meant, stored, func)
+            self.meaning(tensor).points = call.points.get(k, [])
         return result
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -126,8 +127,22 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
     def pin_all(self, tensors: list[Tensor]) -> None:
         """Only the identity is left along every dimension of ``tensors``."""
         for tensor in tensors:
+            self.meaning(tensor).read()
             for dim in self.meaning(tensor).dims:
                 pin(dim)
+
+
+_META = torch.device("meta")
+
+
+def _without_device(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """An operator's arguments with the meta device in place of any other, given or left to its default: tensors that
+    the code makes or moves meet those that hold no data."""
+    args = tuple([_META if isinstance(a, torch.device) else a for a in args])
+    made = not any(True for _ in tensors_in(args)) and any(a.name == "device" for a in func._schema.arguments)
+    if made or kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": _META}
+    return args, kwargs
 
 
 def _signature(tree: Any) -> Any:
@@ -165,6 +180,7 @@ class Interpreter(fx.Interpreter):
             for tensor in tensors_in(result):
                 axis = class_axis(tensor.shape) if tensor.is_floating_point() else None
                 free = axis is not None and tensor.shape[axis] == self.classes
+                self.mode.meaning(tensor).read()
                 for i, dim in enumerate(self.mode.meaning(tensor).dims):
                     if not (free and i == axis):
                         pin(dim)
@@ -192,7 +208,8 @@ class Interpreter(fx.Interpreter):
             dims = meaning.dims
             result = result.view_as(result)
             self.mode.attach(result, Meaning(dims, False, name))
-        self.values[name] = meaning.dims
+        if result.is_floating_point():  # others cannot be compared
+            self.values[name] = meaning.dims
         return result
 
     def _opaque(self, n: fx.Node, error: Exception) -> Any:

@@ -6,13 +6,12 @@ left is rounding, about ``1e-15``. A law that holds only because the network ign
 randomise the weights first.
 """
 
-import copy
-
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from fxfuse.layouts import merge_tensors, permutation_groupings
+from fxfuse.passes.precision import doubled, widened
 from fxfuse.types import Axes, Program
 
 
@@ -20,7 +19,7 @@ def permuted(program: Program, axes: Axes, seed: int = 0, *, keep: frozenset[str
     """A float64 copy of the program's module with every space permuted at random; tensors in ``keep`` stay as they
     are, which breaks the law wherever they matter."""
     groupings = permutation_groupings(axes.spaces, torch.Generator().manual_seed(seed))
-    module = copy.deepcopy(program.module).double()
+    module = doubled(program.module)
     state = module.state_dict()
     for name, value in state.items():
         if name not in keep and (value.is_floating_point() or value.is_complex()):
@@ -31,9 +30,9 @@ def permuted(program: Program, axes: Axes, seed: int = 0, *, keep: frozenset[str
 
 def permutation_error(program: Program, axes: Axes, seed: int = 0, *, keep: frozenset[str] = frozenset()) -> float:
     """The largest change of an output on the example, relative to that output's largest value, in float64."""
-    example = tuple(x.double() if x.is_floating_point() else x for x in program.example)
+    example = tuple(widened(x) for x in program.example)
     with torch.no_grad():
-        before = _tensors(copy.deepcopy(program.module).double()(*example))
+        before = _tensors(doubled(program.module)(*example))
         after = _tensors(permuted(program, axes, seed, keep=keep)(*example))
     worst = 0.0
     for a, b in zip(before, after, strict=True):

@@ -46,6 +46,17 @@ class CanonicalModule(fx.GraphModule):
         return twin
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A copy, also of a module that keeps the last result of a computation as an attribute (``weight_norm`` and the
+    pruning of ``torch.nn.utils`` do), which ``copy.deepcopy`` alone refuses."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in part.__dict__.values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy of ``graph`` with the same node names and the nodes' ``meta`` copied one level deep."""
     twin = fx.Graph(tracer_cls=graph._tracer_cls)

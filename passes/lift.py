@@ -26,6 +26,7 @@ from fxfuse.errors import TraceError
 from fxfuse.passes.binding import Bound
 from fxfuse.passes.checking import plain, plain_attention
 from fxfuse.passes.graphs import SCOPE, WHERE, CanonicalModule, assemble, has_attribute, install
+from fxfuse.passes.lengths import traced_lengths
 from fxfuse.passes.probing import LANES, at_batch, probe
 from fxfuse.passes.symbolic import is_user_file
 
@@ -84,7 +85,7 @@ def _export(module: nn.Module, bound: Bound) -> ExportedProgram:
     batched = [x.dim() > 0 and x.shape[0] == LANES[0] and y.shape[0] == bound.tensors[0].shape[0]
                for x, y in zip(example, bound.tensors, strict=True)]  # fmt: skip
     shapes = tuple({0: Dim.AUTO} if b else None for b in batched)
-    with torch.no_grad(), plain_attention(), _hushed():
+    with torch.no_grad(), plain_attention(), _hushed(), traced_lengths(_length):
         program = torch.export.export(_Call(module, bound), example, dynamic_shapes={"tensors": shapes}, strict=False)
     inputs = [s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
@@ -93,6 +94,10 @@ def _export(module: nn.Module, bound: Bound) -> ExportedProgram:
         if has_batch and isinstance(value, Tensor) and isinstance(value.shape[0], int):
             raise TraceError(f"the code works for one batch size only: torch.export fixed it at {value.shape[0]}")
     return program
+
+
+def _length(x: Any) -> Any:
+    return x.shape[0] if isinstance(x, Tensor) and x.dim() and not isinstance(x.shape[0], int) else None
 
 
 class _Builder:

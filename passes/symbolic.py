@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from fxfuse.errors import TraceError
 from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
+from fxfuse.passes.lengths import traced_lengths
 from fxfuse.passes.normalizing.constants import constant_value
 from fxfuse.passes.openers import OPENERS
 from fxfuse.passes.probing import PROBE, Prober
@@ -77,7 +78,7 @@ class ValueProxy(fx.Proxy):
         if isinstance(value, Tensor):
             if name == "shape":
                 return self.call("size", (), {})
-            if name in {"data", "real"}:
+            if name == "data" or (name == "real" and not value.is_complex()):
                 return self
         result = getattr(value, name)
         if isinstance(result, bool) or name == "ndim":
@@ -229,6 +230,13 @@ class ValueTracer(fx.Tracer):
         call = functools.partial(opener, self.root) if opener else self.root.forward
         return lambda: call(*args, **kwargs), []
 
+    def length(self, x: Any) -> Any:
+        """The size of the first dimension of a proxied tensor, a proxy where it is the batch; ``None`` for all else."""
+        if type(x) is not ValueProxy or not isinstance(x.node.meta[PROBE][0], Tensor):
+            return None
+        first, second = (value.shape[:1] for value in x.node.meta[PROBE])
+        return None if first == second else x.call("size", (0,), {})
+
     def concrete(self, proxy: ValueProxy) -> Any:
         """The Python value of a proxy, or an error that says why there is none."""
         first, second = proxy.node.meta[PROBE]
@@ -292,6 +300,6 @@ def symbolic_trace(
     """
     prober = Prober(example)
     tracer = ValueTracer(prober, binding, leaves)
-    with torch.no_grad(), recording(tracer):
+    with torch.no_grad(), recording(tracer), traced_lengths(tracer.length):
         graph = tracer.trace(root)
     return graph, prober

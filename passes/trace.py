@@ -6,7 +6,6 @@ comes out is normalised (:mod:`fxfuse.passes.normalize`) and compared with the o
 sizes. The parent itself is never touched: everything works on a copy.
 """
 
-import copy
 import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from fxfuse.errors import DataError, TraceError
 from fxfuse.passes.binding import Bound, bind, capture
 from fxfuse.passes.checking import check_equal, outputs_at, random_like
-from fxfuse.passes.graphs import CanonicalModule, assemble, is_torch_leaf
+from fxfuse.passes.graphs import CanonicalModule, assemble, copied, is_torch_leaf
 from fxfuse.passes.lift import export_trace
 from fxfuse.passes.normalize import normalize
 from fxfuse.passes.probing import LANES, PROBE, at_batch, clear_probes
@@ -57,7 +56,7 @@ def trace(
         TraceError: no front end can follow the code; the message names the line.
         DataError: the module rejects the example.
     """
-    twin = copy.deepcopy(module).eval()
+    twin = copied(module).eval()
     if submodule is not None:
         bound, twin = capture(twin, example, submodule, name)
     else:
@@ -119,7 +118,7 @@ def _attempts(front_end: str) -> list[Attempt]:
 
 def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """Symbolic tracing."""
-    module = copy.deepcopy(module)  # tracing may leave marks on it, and other front ends may have to try again
+    module = copied(module)  # tracing may leave marks on it, and other front ends may have to try again
     graph, prober = symbolic_trace(module, bound.tensors, (bound.positional, bound.named), leaves)
     result = assemble(module, graph)
     result.meta[PROBE] = prober
@@ -129,7 +128,7 @@ def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Trace
 def torch_export(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """``torch.export`` with a dynamic batch."""
     del leaves
-    return _finish(export_trace(copy.deepcopy(module), bound), bound, "export", ())
+    return _finish(export_trace(copied(module), bound), bound, "export", ())
 
 
 def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:

@@ -44,7 +44,7 @@ def test_the_law_holds_for_many_random_networks(seed: int, steps: int) -> None:
 ZOO_SPACES = {
     "mlp": (2, 0), "vgg11_bn": (8, 0), "resnet20": (12, 0), "resnet18": (12, 0), "vit": (9, 4), "unet": (11, 0),
     "mobile_se": (5, 0), "grouped": (5, 2), "lstm": (3, 0), "transformer_encoder": (9, 4), "mixer": (5, 0),
-    "convnext": (3, 0), "maxout": (3, 1), "dense": (5, 0), "tied_autoencoder": (1, 0),
+    "convnext": (3, 0), "maxout": (4, 2), "dense": (5, 0), "tied_autoencoder": (1, 0),
 }  # fmt: skip
 
 

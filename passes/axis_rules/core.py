@@ -46,12 +46,20 @@ Outputs = Dims | list[Dims]
 @dataclass(slots=True)
 class Meaning:
     """What is known of one tensor: its dimensions, whether it is computed from parameters alone, whose value it is,
-    and whether any operator has taken it."""
+    whether any operator has taken it, and the dimensions into which its values point: they must keep their order as
+    soon as somebody reads the values."""
 
     dims: Dims
     stored: bool = False
     node: str | None = None
     used: bool = False
+    points: Dims = field(default_factory=list)
+
+    def read(self) -> None:
+        """Somebody takes the tensor."""
+        self.used = True
+        for dim in self.points:
+            pin(dim)
 
 
 @dataclass(slots=True)
@@ -74,6 +82,8 @@ class Call:
     result: Any
     meaning: Callable[[Tensor], Meaning]
     trace: Trace
+    points: dict[int, Dims] = field(default_factory=dict)
+    """For each output that holds positions the dimensions of an operand whose positions they are."""
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument by position or name."""

@@ -59,7 +59,7 @@ def per_channel(call: Call) -> Dims:
     "frobenius_norm",
 )  # fmt: skip
 def reduction(call: Call) -> Dims | list[Dims]:
-    """A symmetric function of the reduced dimensions: they vanish; an index that comes out is never a neuron."""
+    """A symmetric function of the reduced dimensions: they vanish. Who reads where an extreme stood reads an order."""
     tensors = call.tensors()
     if len(tensors) > 1:
         return pointwise(call)
@@ -68,10 +68,8 @@ def reduction(call: Call) -> Dims | list[Dims]:
     dim = call.named("dim") if "dim" in schema else None
     reduced = set(dimensions(dim, len(x)))
     keep = bool(call.named("keepdim", False))
-    positional = call.function._schema.name in _WITH_INDICES and isinstance(call.result, tuple | list)
-    if positional:
-        for d in reduced:
-            pin(x[d])
+    if call.function._schema.name in _WITH_INDICES and isinstance(call.result, tuple | list):
+        call.points[1] = [x[d] for d in reduced]
     kept: Dims = [([] if d in reduced else dims) for d, dims in enumerate(x) if keep or d not in reduced]
     if isinstance(call.result, tuple | list):
         return [list(kept) for _ in call.result]
@@ -83,11 +81,10 @@ _WITH_INDICES = {"aten::max", "aten::min", "aten::median", "aten::nanmedian"}
 
 @axis_rule("argmax", "argmin")
 def index_reduction(call: Call) -> Dims:
-    """The position of an element: no permutation of that dimension leaves it."""
+    """The position of an element: no permutation of that dimension leaves it, for whoever reads it."""
     x = call.dims(0)
     reduced = set(dimensions(call.named("dim"), len(x)))
-    for d in reduced:
-        pin(x[d])
+    call.points[0] = [x[d] for d in reduced]
     keep = bool(call.named("keepdim", False))
     return [([] if d in reduced else dims) for d, dims in enumerate(x) if keep or d not in reduced]
 
@@ -118,10 +115,15 @@ def ordered(call: Call) -> Dims | list[Dims]:
 
 @axis_rule("sort", "argsort", "topk", "kthvalue", "mode", "msort")
 def sorting(call: Call) -> Dims | list[Dims]:
-    """Ranks replace positions along one dimension."""
+    """Ranks replace positions along one dimension: what stands at a rank is a symmetric function, where it stood is
+    not."""
     x = call.dims(0)
+    if not x:
+        return [x for _ in call.result] if isinstance(call.result, tuple | list) else x
     d = dimensions(call.named("dim", -1), len(x))[0] if call.function._schema.name != "aten::msort" else 0
-    pin(x[d])
+    several = isinstance(call.result, tuple | list)
+    if several or call.function._schema.name == "aten::argsort":
+        call.points[1 if several else 0] = [x[d]]
 
     def out(shape: list[int]) -> Dims:
         if len(shape) != len(x):

@@ -27,8 +27,8 @@ def reads_shape_only(node: fx.Node) -> bool:
     """Whether the node looks at its first argument's shape, type and device, never at its values."""
     if node.op == "call_method":
         return node.target in _READS_SHAPE_ONLY
-    if node.target is getattr:
-        return True
+    if node.target is getattr:  # ``x.dtype``, but not ``x.T``
+        return not isinstance(node.meta[PROBE][0], Tensor)
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.split("::")[1].split(".")[0] in _ATEN_LIKE
     return node.target in _LIKE
