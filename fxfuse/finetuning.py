@@ -5,7 +5,7 @@ a comparison without that control (a parent of its own classes and widths, same 
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
@@ -13,7 +13,8 @@ from torch import fx, nn
 from fxfuse.passes.augment import Transformation
 from fxfuse.passes.finetune import FinetunePlan, FinetuneReport, finetune
 from fxfuse.passes.fitting import Store
-from fxfuse.passes.subgraph import capture
+from fxfuse.passes.objective import make_objective
+from fxfuse.passes.observe import placed
 from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import Progress
 from fxfuse.recipe import FinetuneSettings
@@ -88,19 +89,13 @@ def _said(who: str, plan: FinetunePlan, report: FinetuneReport) -> str:
 
 def _best_parent(teacher: Teacher, samples: Samples, plan: FinetunePlan, device: torch.device) -> int:
     """The parent that decides like the ensemble, or the labels, most often, of those that have a share."""
-    label = plan.towards == "labels"
-    graphs = [
-        capture(copy.deepcopy(p.program.module).to(device), teacher.outputs).eval() for p in teacher.pairs.parents
-    ]
+    goal = teacher.towards_labels() if plan.towards == "labels" else teacher
+    first = placed(teacher.pairs.parents[0].program.module, device)
+    objective = make_objective(first, goal.outputs, goal, samples, device)
     wrong = [0.0 if share > 0 else float("inf") for share in teacher.weights]
     with torch.no_grad():
         for batch in torch.split(torch.arange(len(samples)), plan.batch_size):
-            inputs, labels = samples.take(batch)
-            values = [graph(*(x.to(device) for x in inputs)) for graph in graphs]
-            for k in range(len(teacher.outputs)):
-                own = [value[k].float() for value in values]
-                goal = teacher.towards_labels() if label else teacher
-                wanted = goal.answer(own, None if labels is None else labels.to(device))
-                for p, value in enumerate(own):
-                    wrong[p] += len(batch) * float(teacher.disagreement(value, wanted))
+            lesson = objective.lesson(batch)
+            for p, parent in enumerate(objective.parents):
+                wrong[p] += len(batch) * replace(objective, graph=parent).disagreement(lesson)
     return min(range(len(wrong)), key=wrong.__getitem__)

@@ -86,8 +86,11 @@ def batches(samples: Samples, size: int, generator: torch.Generator | None = Non
         yield samples.take(chunk)
 
 
-def split(samples: Samples, fraction: float, generator: torch.Generator) -> tuple[Subset, Subset]:
-    """Two disjoint random parts; the second holds ``fraction`` of the samples (at least one, never all)."""
-    order = torch.randperm(len(samples), generator=generator)
-    held = min(max(1, round(fraction * len(samples))), len(samples) - 1)
-    return Subset(samples, order[held:]), Subset(samples, order[:held])
+def hold_out(count: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The numbers of ``count`` samples in random order, as those to train on and those that only judge.
+
+    The latter are ``share`` of them: at least one and never all. A single sample is trained on, and none judges.
+    """
+    order = torch.randperm(count, generator=generator)
+    held = min(max(1, round(share * count)), count - 1)
+    return order[held:], order[:held]

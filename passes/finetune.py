@@ -8,8 +8,6 @@ the same samples, steps and optimiser.
 """
 
 import contextlib
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,20 +15,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from fxfuse.device import autocast
-from fxfuse.errors import DataError, MethodError, nearest
-from fxfuse.passes.augment import Mixture, Transformation, transform
+from fxfuse.errors import DataError, MethodError
+from fxfuse.passes.augment import Transformation
+from fxfuse.passes.descent import Schedule, descend, falling, make_optimizer
 from fxfuse.passes.fitting import Store
-from fxfuse.passes.observe import placed
+from fxfuse.passes.keeping import Best, Keeper, copied, optimizer_tensors, restore_optimizer
+from fxfuse.passes.objective import make_objective
 from fxfuse.passes.repair import recompute_norms
-from fxfuse.passes.subgraph import capture
 from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import Progress
-from fxfuse.samples import Samples, Subset
+from fxfuse.samples import Samples, Subset, hold_out
 
 Towards = Literal["ensemble", "labels"]
-Schedule = Literal["constant", "linear", "cosine"]
-SAVE_SECONDS = 20.0
 STATISTICS = 4096
 """So many samples give the running statistics of norms."""
 
@@ -61,22 +57,6 @@ class FinetuneReport:
     after: float
     best: int
     epochs: int
-
-
-def make_optimizer(plan: FinetunePlan, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The optimiser that a plan names. Raises ``MethodError`` for an unknown one, or options that it does not take."""
-    known = {n: c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)}
-    if plan.optimizer not in known or plan.optimizer in ("Optimizer", "LBFGS", "SparseAdam"):
-        usable = [name for name in known if name not in ("Optimizer", "LBFGS", "SparseAdam")]
-        raise MethodError(f"unknown optimizer {plan.optimizer!r} of torch.optim: {nearest(plan.optimizer, usable)}")
-    make: Any = known[plan.optimizer]
-    try:
-        made: torch.optim.Optimizer = make(list(parameters), lr=plan.lr, **plan.options)
-    except (TypeError, ValueError) as error:
-        raise MethodError(
-            f"torch.optim.{plan.optimizer} does not take lr={plan.lr}, {dict(plan.options)}: {error}"
-        ) from None
-    return made
 
 
 def finetune(
@@ -116,127 +96,85 @@ class _Run:
         name: str,
         store: Store | None,
     ) -> None:
-        self.module, self.teacher, self.samples, self.plan = module, teacher, samples, plan
-        self.device, self.store, self.key = device, store, f"finetune {name}"
-        outputs = teacher.outputs
-        self.parents = [capture(placed(p.program.module, device), outputs).eval() for p in teacher.pairs.parents]
-        self.graph = capture(module, outputs)
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(plan, self.parameters)
+        self.module, self.plan, self.name = module, plan, name
+        self.keeper = Keeper(store, f"finetune {name}")
+        self.objective = make_objective(module, teacher.outputs, teacher, samples, device)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(plan.optimizer, parameters, plan.lr, plan.options)
         self.generator = torch.Generator().manual_seed(seed + 2)
-        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
-        held = min(max(1, round(plan.held * len(samples))), len(samples) - 1) if len(samples) > 1 else 0
-        self.held, self.train = (order[:held] if held else order), order[held:]
-        self.done, self.best_epoch = 0, 0
-        self.first = self.best_loss = self._judge()
-        self.best = self._state()
+        self.train, held = hold_out(len(samples), plan.held, torch.Generator().manual_seed(seed))
+        self.held = held if len(held) else self.train
+        self.done = 0
+        self.first = self._judge()
+        self.best = Best((self.first,), copied(module.state_dict()))
 
     def go(self, progress: Progress) -> FinetuneReport:
         """All epochs that are still to be done."""
         self._load()
-        plan, saved = self.plan, time.monotonic()
-        with progress.start(plan.epochs, f"fine-tune, {self.key.removeprefix('finetune ')}") as bar:
+        epochs = self.plan.epochs
+        with progress.start(epochs, f"fine-tune, {self.name}") as bar:
             bar.advance(self.done)
-            while self.done < plan.epochs and not self._exhausted():
+            while self.done < epochs and not self._exhausted():
                 self._epoch()
                 self._refresh()
                 self.done += 1
-                loss = self._judge()
-                if loss < self.best_loss:
-                    self.best_loss, self.best_epoch, self.best = loss, self.done, self._state()
+                self.best.offer((self._judge(),), lambda: copied(self.module.state_dict()), self.done)
                 bar.advance()
-                last = self.done == plan.epochs
-                if self.store is not None and (last or time.monotonic() - saved > SAVE_SECONDS):
+                if self.done == epochs or self.keeper.due():
                     self._save()
-                    saved = time.monotonic()
-        self.module.load_state_dict(self.best)
+        self.module.load_state_dict(self.best.state)
         self.module.eval()
-        return FinetuneReport(self.first, self.best_loss, self.best_epoch, self.done)
+        return FinetuneReport(self.first, self.best.figures[-1], self.best.at, self.done)
 
     def _exhausted(self) -> bool:
-        return self.plan.patience is not None and self.done - self.best_epoch >= self.plan.patience
+        return self.plan.patience is not None and self.done - self.best.at >= self.plan.patience
 
     def _epoch(self) -> None:
+        plan = self.plan
         order = self.train[torch.randperm(len(self.train), generator=self.generator)]
-        batches = [b for b in torch.split(order, self.plan.batch_size) if len(b) > 1 or len(order) == 1]
-        steps = self.plan.epochs * len(batches)
-        self.graph.train(len(order) > 1)  # one sample has no statistics of its own
+        batches = [b for b in torch.split(order, plan.batch_size) if len(b) > 1 or len(order) == 1]
+        self.objective.graph.train(len(order) > 1)  # one sample has no statistics of its own
         for number, batch in enumerate(batches):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.plan.lr * _curve(self.plan.schedule, (self.done * len(batches) + number) / steps)
-            loss = self._loss(batch, self.plan.transformations)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
-            self.optimizer.step()
+            part = (self.done * len(batches) + number) / (plan.epochs * len(batches))
+            loss = self._loss(batch, plan.transformations)
+            descend(self.optimizer, loss, plan.lr * falling(plan.schedule, part))
 
     def _refresh(self) -> None:
         """Running statistics of batch norms, from the training samples as they are."""
         if len(self.train) > 1:
-            seen = Subset(self.samples, self.train[:STATISTICS])
+            seen = Subset(self.objective.samples, self.train[:STATISTICS])
             with contextlib.suppress(DataError):  # training has gone astray: its loss tells, and the state is not kept
-                recompute_norms(self.module, seen, device=self.device, generator=self.generator)
+                recompute_norms(self.module, seen, device=self.objective.device, generator=self.generator)
 
     def _judge(self) -> float:
         """The loss on the held-out samples as they are."""
-        self.graph.eval()
+        self.objective.graph.eval()
         with torch.no_grad():
             parts = [(len(b), float(self._loss(b, ()))) for b in torch.split(self.held, self.plan.batch_size)]
         return sum(n * loss for n, loss in parts) / sum(n for n, _ in parts)
 
     def _loss(self, batch: Tensor, kinds: Sequence[Transformation]) -> Tensor:
-        inputs, labels = self.samples.take(batch)
-        inputs = tuple(x.to(self.device) for x in inputs)
-        labels = None if labels is None else labels.to(self.device)
-        mixture: Mixture | None = None
-        if kinds:
-            inputs, mixture = transform(inputs, kinds, self.generator)
-        with torch.no_grad(), autocast(self.device):
-            answers = [parent(*inputs) for parent in self.parents]
-        with autocast(self.device):
-            given = self.graph(*inputs)
-        losses = []
-        for k, value in enumerate(given):
-            wanted = self.teacher.answer([answer[k].float() for answer in answers], labels, mixture)
-            losses.append(self.teacher.answer_loss(value.float(), wanted))
-        return torch.stack(losses).mean()
+        _, answer = self.objective.losses(self.objective.lesson(batch, kinds, self.generator))
+        return answer
 
-    # -------------------------------------------------------------------------------------------- state
-
-    def _state(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+    # -------------------------------------------------------------------------------------------- resuming
 
     def _save(self) -> None:
-        assert self.store is not None
-        tensors = {"generator": self.generator.get_state()}
-        tensors |= {f"now.{name}": value for name, value in self._state().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for i, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state[parameter].items():
-                if value is not None:
-                    tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value)
-        meta = {"done": self.done, "first": self.first, "loss": self.best_loss, "epoch": self.best_epoch}
-        self.store.save(self.key, tensors, meta)
+        self.keeper.save(
+            {"done": self.done, "first": self.first, "best": self.best.figures, "at": self.best.at},
+            draws={"generator": self.generator.get_state()},
+            now=self.module.state_dict(),
+            best=self.best.state,
+            optimizer=optimizer_tensors(self.optimizer),
+        )
 
     def _load(self) -> None:
-        saved = None if self.store is None else self.store.load(self.key)
+        saved = self.keeper.load()
         if saved is None:
             return
-        tensors, meta = saved
-        self.generator.set_state(tensors["generator"])
-        self.module.load_state_dict({k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")})
-        self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
-        for i, parameter in enumerate(self.parameters):
-            prefix = f"optimizer.{i}."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            self.optimizer.state[parameter] = {
-                key: value.to(parameter.device) if value.ndim else value for key, value in own.items()
-            }
-        self.done, self.best_epoch = int(meta["done"]), int(meta["epoch"])  # type: ignore[call-overload]  # as saved
-        self.first, self.best_loss = float(meta["first"]), float(meta["loss"])  # type: ignore[arg-type]  # as saved
-
-
-def _curve(schedule: Schedule, part: float) -> float:
-    """The learning rate's factor after a part of all steps."""
-    if schedule == "constant":
-        return 1.0
-    return 1 - part if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * part))
+        meta, part = saved
+        self.generator.set_state(part("draws")["generator"])
+        self.module.load_state_dict(part("now"))
+        restore_optimizer(self.optimizer, part("optimizer"))
+        self.best = Best(tuple(meta["best"]), part("best"), meta["at"])
+        self.done, self.first = meta["done"], meta["first"]

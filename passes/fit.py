@@ -28,7 +28,7 @@ from fxfuse.passes.repair import pool_norms
 from fxfuse.passes.subgraph import subgraph
 from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import Progress
-from fxfuse.samples import Samples
+from fxfuse.samples import Samples, hold_out
 from fxfuse.types import Level, LevelReport
 
 
@@ -152,13 +152,12 @@ def make_chunks(
 ) -> list[Chunk]:
     """Chunks of transformed samples, as many as the memory budget allows; those held out come first."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(samples), generator=generator)
-    held = min(max(1, round(plan.held * len(samples))), len(samples) - 1) if len(samples) > 1 else 0
+    trained, held = hold_out(len(samples), plan.held, generator)
     room = plan.budget // max(1, _front_bytes(teacher, plan.batch_size, len(parents)))
     room = max(2, min(room, plan.most // plan.batch_size))
     names = [node.name for node in fused.graph.nodes if node.op == "placeholder"]
     chunks: list[Chunk] = []
-    for part, is_held in ((order[:held], True), (order[held:], False)):
+    for part, is_held in ((held, True), (trained, False)):
         count = max(1, room // 4) if is_held else room
         for indices, kinds in _passes(part, plan, generator, count):
             inputs, labels = samples.take(indices)

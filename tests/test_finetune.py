@@ -8,7 +8,7 @@ from torch import nn
 import fxfuse
 from fxfuse.errors import MethodError
 from fxfuse.finetuning import BEFORE, CONTROL
-from fxfuse.passes import finetune as module
+from fxfuse.passes import keeping
 from fxfuse.passes.finetune import FinetunePlan, finetune
 from fxfuse.progress import QuietProgress
 from fxfuse.recipe import FinetuneSettings, FitSettings
@@ -52,7 +52,7 @@ def test_norms_learn_their_statistics_anew():
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_it_goes_on_where_it_was_stopped_bit_for_bit(monkeypatch, optimizer):
-    monkeypatch.setattr(module, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(keeping, "SAVE_SECONDS", -1.0)
     plan = FinetunePlan(epochs=4, optimizer=optimizer, options={}, batch_size=16, transformations=("shift", "mix"))
     whole, store = case(), Store(stop=2)
     tune(whole, plan)

@@ -25,7 +25,7 @@ def test_files_modules_and_folders_of_data_are_hashed(tmp_path, monkeypatch):
     labels.write_bytes(b"1")
     files = data_hashes(DataSpec(source=f"{tmp_path / 'data.py'}:make", labels=str(labels)))
     assert files == {str(path): sha256_of(path) for path in (tmp_path / "data.py", labels)}
-    assert list(data_hashes(DataSpec(source="fxfuse.samples:split"))) == [split_file()]
+    assert list(data_hashes(DataSpec(source="fxfuse.samples:batches"))) == [samples_file()]
     assert data_hashes(DataSpec(source="torchvision:MNIST")) == {}
     (whole,) = data_hashes(DataSpec(source=str(images))).values()
     assert whole.startswith("contents:")
@@ -37,7 +37,7 @@ def test_files_modules_and_folders_of_data_are_hashed(tmp_path, monkeypatch):
     assert named.startswith("names and sizes:")
 
 
-def split_file():
+def samples_file():
     import fxfuse.samples
 
     return fxfuse.samples.__file__

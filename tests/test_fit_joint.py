@@ -4,8 +4,8 @@ import pytest
 import torch
 from fits import CPU, StoppedError, Store, case
 
-from fxfuse.passes import fit_joint as module
-from fxfuse.passes.fit_joint import fit_joint
+from fxfuse.passes import keeping
+from fxfuse.passes.fit_joint import FUSED, fit_joint
 from fxfuse.passes.fitting import FitPlan
 from fxfuse.progress import QuietProgress
 
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 def test_it_goes_on_where_it_was_stopped_bit_for_bit(monkeypatch):
-    monkeypatch.setattr(module, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(keeping, "SAVE_SECONDS", -1.0)
     plan = FitPlan(joint_steps=40, batch_size=16, transformations=("shift", "mix"))
     whole = case()
     fit(whole, plan)
@@ -79,6 +79,6 @@ def test_it_begins_with_whichever_does_better_on_trial(better):
         starts={"a parent": good if better == "start" else bad},
     )  # fmt: skip
     assert report is not None
-    assert report.start == ("a parent" if better == "start" else module.FUSED)
+    assert report.start == ("a parent" if better == "start" else FUSED)
     assert report.starts[report.start] == min(report.starts.values())
     assert report.steps == PLAN.joint_steps

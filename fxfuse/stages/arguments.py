@@ -8,11 +8,10 @@ import torch
 
 from fxfuse.data import check, in_label_space, samples_from
 from fxfuse.errors import MethodError
-from fxfuse.finetuning import plan_of
 from fxfuse.forms import Chosen, choose_form
 from fxfuse.label_space import LabelSpace, label_space
 from fxfuse.methods import customised
-from fxfuse.passes.finetune import make_optimizer
+from fxfuse.passes.descent import make_optimizer
 from fxfuse.passes.fitting import Store
 from fxfuse.passes.importance import ImportanceName, find_importance
 from fxfuse.presets import Preset, find_method
@@ -155,7 +154,7 @@ def choose_training(method: Choice, head: Head, fit: FitSettings | None, finetun
     tuning = finetune if isinstance(finetune, FinetuneSettings) else FinetuneSettings(epochs=finetune)
     training = Training(head, fit or FitSettings(), tuning)
     if tuning.epochs:
-        make_optimizer(plan_of(tuning, ()), [torch.zeros(1, requires_grad=True)])
+        make_optimizer(tuning.optimizer, [torch.zeros(1, requires_grad=True)], tuning.lr, tuning.options)
     asked = {"finetune": tuning.epochs > 0, "repair: rescale": training.fit.repair == "rescale"}
     form = method.form
     branches = form.form != "fused" or (form.budget is not None and form.dial == "levels")
