@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxfuse.matrices import multiply
 from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, TensorAxes
 
 Environment = dict[int, tuple[int, int, bool]]
@@ -71,6 +72,7 @@ class Merger:
         assert leaf.space is not None
         read = (path[at].dim, leaf.space) in axes.reads
         matrix = self._matrix(leaf.space, read, env)
+        matrix = matrix.T if read else matrix
         rest = [*path[:at], *path[at + 1 :]]
         rows: list[Tensor] = []
         for a in range(matrix.shape[0]):
@@ -107,22 +109,22 @@ class Merger:
                 continue
             read = (axis.dim, leaf.space) in axes.reads
             written = written or not read
-            matrix = self._matrix(leaf.space, read, env).to(x.device, x.dtype)
+            matrix = self._matrix(leaf.space, read, env)
             if read and ones:
-                x = x.expand([matrix.shape[0] if i == position else n for i, n in enumerate(x.shape)])
+                x = x.expand([matrix.shape[1] if i == position else n for i, n in enumerate(x.shape)])
                 continue
-            x = _applied(x, matrix, position)
+            x = multiply(matrix, x, position, transposed=read)
         return x if written else x * self.weight
 
     def _matrix(self, space: int, read: bool, env: Environment) -> Tensor:
-        """Fused by parent neurons, for whichever side is asked for."""
+        """The merge matrix of what is written, the unmerge matrix (parent by fused neurons) of what is read."""
         grouping = self.groupings[space]
         merge, unmerge = grouping.merge[self.parent], grouping.unmerge[self.parent]
         outer = self.outer[space]
         if outer is not None:
             a, b, _ = env[outer]
             merge, unmerge = merge[a, b], unmerge[b, a]
-        return unmerge.T if read else merge
+        return unmerge if read else merge
 
     def _owns(self, leaf: Leaf, path: list[_Axis]) -> bool:
         return leaf.space is not None and any(self._contains_owned(axis.layout, leaf.space) for axis in path)
@@ -159,17 +161,6 @@ def merge_tensors(
             mass.abs() > 1e-12, total / mass.where(mass.abs() > 1e-12, torch.ones_like(mass)), 0 * total
         )
     return total
-
-
-def _applied(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
-    """``matrix`` times ``x`` along one dimension; picked entry by entry where each row has one at most (a permutation,
-    a selection), which for wide spaces takes a thousandth of the time."""
-    if int((matrix != 0).sum(1).max()) > 1:
-        product: Tensor = torch.tensordot(x, matrix, dims=([dim], [1]))
-        return product.movedim(-1, dim)
-    picked = matrix.abs().argmax(1)
-    factor = matrix.gather(1, picked[:, None]).reshape([-1 if i == dim else 1 for i in range(x.dim())])
-    return x.index_select(dim, picked) * factor
 
 
 def _unread(layout: Layout, dim: int, axes: TensorAxes) -> int:

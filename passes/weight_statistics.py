@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fxfuse.errors import MethodError
 from fxfuse.layouts import spaces_in
+from fxfuse.matrices import multiply
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.importance import FLOOR, WITHOUT_DATA, ImportanceName, norm_product
 from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, SpaceStatistics, TensorAxes
@@ -160,18 +161,13 @@ def _framed(
         known = frames.outer[number] is None and (not inner or numbers.count(number) == 1)
         if known and all(side is not None for side in sides):
             matrices = [side.to(x.dtype) for side in sides if side is not None]
-            x = _blocks(x, i, inner, matrices) if inner else _applied(x, i, matrices[0])
+            x = _blocks(x, i, inner, matrices) if inner else multiply(matrices[0], x, i)
         elif foreign == "skip":
             return None
         else:
             for j in (*inner, i):
                 x = _resampled(x.sort(dim=j).values, j, frames.sizes[numbers[j] or 0])
     return x
-
-
-def _applied(x: Tensor, at: int, matrix: Tensor) -> Tensor:
-    found: Tensor = torch.tensordot(x, matrix, dims=([at], [1]))
-    return found.movedim(-1, at)
 
 
 def _resampled(x: Tensor, at: int, size: int) -> Tensor:
@@ -193,7 +189,7 @@ def _blocks(x: Tensor, at: int, inner: list[int], matrices: list[Tensor]) -> Ten
                 continue
             block = x.select(at, b) * matrix[a, b]
             for j, mine in zip(inner, own, strict=True):
-                block = _applied(block, j - (j > at), mine[a, b])
+                block = multiply(mine[a, b], block, j - (j > at))
             total = block if total is None else total + block
         assert total is not None
         rows.append(total)

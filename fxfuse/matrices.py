@@ -1,0 +1,96 @@
+"""Merge and unmerge matrices in the form in which they multiply fastest.
+
+Most of them are nearly empty: a permutation, a selection, groups to which each neuron belongs once. Where every row has
+one entry at most, multiplying is picking; where a large matrix is sparse, it is adding up rows; elsewhere it is a dense
+product. Forms are kept as long as the matrix lives: the same few matrices merge thousands of values.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+SPARSE = 16
+"""A matrix is added up entry by entry if it has less than one entry in so many."""
+
+LARGE = 1 << 18
+"""Elements from which on it is: smaller ones are multiplied in no time."""
+
+KEPT = 1 << 20
+"""Elements up to which a dense form is kept, in the values' precision beside the matrix itself."""
+
+_forms: Any = WeakIdKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """Row ``i`` has the one entry ``factor[i]`` in column ``columns[i]``; no ``factor``: all are one."""
+
+    columns: Tensor
+    factor: Tensor | None
+
+    def times(self, x: Tensor, dim: int) -> Tensor:
+        out = x.index_select(dim, self.columns)
+        return out if self.factor is None else out * _along(self.factor, dim, x.dim())
+
+
+@dataclass(frozen=True, slots=True)
+class _Summed:
+    """Entry ``k`` stands in row ``rows[k]`` and column ``columns[k]``."""
+
+    rows: Tensor
+    columns: Tensor
+    entries: Tensor
+    size: int
+
+    def times(self, x: Tensor, dim: int) -> Tensor:
+        x = x.movedim(dim, 0)
+        out = x.new_zeros(self.size, *x.shape[1:])
+        out.index_add_(0, self.rows, x.index_select(0, self.columns) * _along(self.entries, 0, x.dim()))
+        return out.movedim(0, dim)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    matrix: Tensor
+
+    def times(self, x: Tensor, dim: int) -> Tensor:
+        product: Tensor = torch.tensordot(x, self.matrix, dims=([dim], [1]))
+        return product.movedim(-1, dim)
+
+
+def multiply(matrix: Tensor, x: Tensor, dim: int, *, transposed: bool = False) -> Tensor:
+    """``matrix`` (or its transpose) times ``x`` along one dimension: ``x.shape[dim]`` becomes the matrix's rows.
+
+    The product is made on the device and in the precision of ``x``.
+    """
+    known: dict[tuple[object, ...], _Picked | _Summed | _Dense] = _forms.setdefault(matrix, {})
+    key = (transposed, x.device, x.dtype, matrix._version)
+    form = known.get(key)
+    if form is None:
+        form = _form(matrix.detach().T if transposed else matrix.detach(), x)
+        if not isinstance(form, _Dense) or matrix.numel() <= KEPT:
+            known[key] = form
+    return form.times(x, dim)
+
+
+def _form(matrix: Tensor, x: Tensor) -> _Picked | _Summed | _Dense:
+    rows, columns = matrix.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(matrix))
+    if int(counts.max()) <= 1:
+        picked = torch.zeros(len(matrix), dtype=torch.long, device=matrix.device)
+        picked[rows] = columns
+        factor = torch.zeros(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        factor[rows] = matrix[rows, columns]
+        plain = bool((factor == 1).all())
+        return _Picked(picked.to(x.device), None if plain else factor.to(x.device, x.dtype))
+    # Adding up is not reproducible on CUDA, where the dense product is fast.
+    if x.device.type == "cpu" and matrix.numel() >= LARGE and len(rows) * SPARSE <= matrix.numel():
+        return _Summed(rows, columns, matrix[rows, columns].to(x.dtype), len(matrix))
+    return _Dense(matrix.to(x.device, x.dtype))
+
+
+def _along(values: Tensor, dim: int, dims: int) -> Tensor:
+    return values.reshape([-1 if i == dim else 1 for i in range(dims)])
