@@ -26,7 +26,7 @@ from fxfuse.holders import ArraySamples, ItemSamples, told
 from fxfuse.items import Parts, Picker
 from fxfuse.preprocess import Transform, as_tensor
 from fxfuse.recipe import DataSpec, Limit, Preprocessing, split_source
-from fxfuse.samples import Samples, Subset, batches
+from fxfuse.samples import Samples, Subset, TensorSamples, batches
 from fxfuse.types import Batch
 
 
@@ -146,7 +146,13 @@ class Relabelled:
     def take(self, indices: Tensor) -> Batch:
         """The samples at ``indices``."""
         inputs, labels = self.samples.take(indices)
-        return inputs, None if labels is None else self.table.to(labels.device)[labels]
+        return inputs, None if labels is None else self.renumbered(labels)
+
+    def renumbered(self, labels: Tensor) -> Tensor:
+        """Labels by their new numbers; those that are no class's stay as they are."""
+        labels = labels.long()
+        known = (labels >= 0) & (labels < len(self.table))
+        return torch.where(known, self.table.to(labels.device)[labels.where(known, 0)], labels)
 
 
 def in_label_space(samples: Samples, names: Sequence[str], what: str = "data") -> Samples:
@@ -165,60 +171,6 @@ def in_label_space(samples: Samples, names: Sequence[str], what: str = "data") -
             f"the classes are {', '.join(names)}."
         )
     return Relabelled(samples, torch.tensor([list(names).index(name) for name in own]))
-
-
-# ----------------------------------------------------------------------------------------------------------- checks
-
-
-def check(
-    samples: Samples, num_classes: int | None = None, *, what: str = "calibration data", at_most: int | None = None
-) -> None:
-    """Raise ``DataError`` unless the samples can be used.
-
-    There must be two or more; inputs must be finite and of one shape; labels, if any, must be class indices from 0,
-    below ``num_classes`` if that is given. Reads all samples, or the first ``at_most``. ``what`` names the data in
-    messages.
-    """
-    subject = f"The {what} ({samples.description})"
-    if len(samples) == 0:
-        raise DataError(f"{subject} is empty.")
-    if len(samples) == 1:
-        raise DataError(f"{subject} has one sample; at least two are needed, a few hundred are better.")
-    read = samples if at_most is None or at_most >= len(samples) else Subset(samples, torch.arange(at_most))
-    start, shapes = 0, None
-    for inputs, labels in batches(read, 256):
-        for number, x in enumerate(inputs):
-            _check_finite(x, subject, "" if len(inputs) == 1 else f"input {number} of ", start)
-        if shapes is None:
-            shapes = [x.shape[1:] for x in inputs]
-        if shapes != (found := [x.shape[1:] for x in inputs]):
-            both = f"{[tuple(s) for s in found]} and {[tuple(s) for s in shapes]}"
-            raise DataError(f"{subject} has samples of different shapes: {both}, at sample {start}.")
-        if labels is not None:
-            _check_labels(labels, num_classes, subject, start)
-        start += len(inputs[0])
-
-
-def _check_finite(x: Tensor, subject: str, part: str, start: int) -> None:
-    if not (x.is_floating_point() or x.is_complex()) or bool(torch.isfinite(x).all()):
-        return
-    bad = ~torch.isfinite(x)
-    first = int(bad.flatten(1).any(1).nonzero()[0]) if x.ndim > 1 else int(bad.nonzero()[0])
-    kind = "NaN" if bool(torch.isnan(x[first]).any()) else "infinite"
-    raise DataError(f"{subject}: {part}sample {start + first} has {kind} values; every input must be finite.")
-
-
-def _check_labels(labels: Tensor, num_classes: int | None, subject: str, start: int) -> None:
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise DataError(
-            f"{subject}: labels must be one class index per sample. Got {labels.dtype} of shape {tuple(labels.shape)}; "
-            "say `labels: false` to do without."
-        )
-    wrong = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
-    if bool(wrong.any()):
-        first = int(wrong.nonzero()[0])
-        bound = "not be negative" if num_classes is None else f"lie in 0..{num_classes - 1}, the model's classes"
-        raise DataError(f"{subject}: labels must {bound}. Got {int(labels[first])} at sample {start + first}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -358,6 +310,21 @@ def _chosen(samples: Samples, limit: Limit) -> Tensor:
         rank[where] = torch.arange(len(where))
     balanced = order[rank.argsort(stable=True)[:count]]
     return balanced[torch.randperm(count, generator=generator)]
+
+
+def labels_at_hand(samples: Samples) -> Tensor | None:
+    """The labels of all samples where they are known without reading the inputs, else ``None``."""
+    if isinstance(samples, Unlabelled):
+        return None
+    if isinstance(samples, Subset):
+        labels = labels_at_hand(samples.samples)
+        return None if labels is None else labels[samples.indices]
+    if isinstance(samples, Relabelled):
+        labels = labels_at_hand(samples.samples)
+        return None if labels is None else samples.renumbered(labels)
+    if isinstance(samples, ItemSamples):
+        return samples.labels_at_hand()
+    return samples.labels if isinstance(samples, ArraySamples | TensorSamples) else None
 
 
 def _all_labels(samples: Samples) -> Tensor:

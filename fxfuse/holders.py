@@ -86,13 +86,18 @@ class ItemSamples:
 
     def all_labels(self) -> Tensor | None:
         """The labels of all samples; from the data set's own list where that is sure to be the same."""
-        if not self.labelled:
-            return None
+        labels = self.labels_at_hand()
+        if labels is not None or not self.labelled:
+            return labels
+        return torch.stack([label_of(self._parts(i).label, self.description) for i in range(len(self))])
+
+    def labels_at_hand(self) -> Tensor | None:
+        """The data set's own list of labels, if it has one that is sure to be what its items give."""
         targets = getattr(self.items, "targets", None)
         known = self.picker.labels is True and getattr(self.items, "target_transform", None) is None
-        if known and isinstance(targets, list | Tensor | np.ndarray) and len(targets) == len(self):
+        if self.labelled and known and isinstance(targets, list | Tensor | np.ndarray) and len(targets) == len(self):
             return as_tensor(targets).to(torch.int64)
-        return torch.stack([label_of(self._parts(i).label, self.description) for i in range(len(self))])
+        return None
 
     def _parts(self, position: int) -> Parts:
         try:

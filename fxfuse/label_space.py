@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxfuse.errors import MethodError
+from fxfuse.errors import DataError, MethodError
 from fxfuse.types import Grouping
 
 UNKNOWN = -100
-"""The label of a sample whose class a parent does not know; it does not count anywhere."""
+"""The label of a sample that has none, or whose class a parent does not know; it does not count anywhere, as in
+``torch.nn.functional.cross_entropy``."""
 
 ClassName = str | int
 
@@ -126,6 +127,25 @@ def _checked(name: str, own: Sequence[ClassName]) -> list[ClassName]:
 
 
 # ----------------------------------------------------------------------------------------------- outputs
+
+
+def class_count(shape: torch.Size, labels: torch.Size | None = None) -> int | None:
+    """Between how many classes an output of a shape decides; one number per sample decides between two."""
+    axis = class_axis(shape, labels)
+    return None if axis is None else max(2, shape[axis])
+
+
+def known(labels: Tensor, classes: int) -> Tensor:
+    """Where labels are there. Raises ``DataError`` for one that is no class's number, and not :data:`UNKNOWN`."""
+    labels = labels.long()
+    there = labels != UNKNOWN
+    wrong = there & ((labels < 0) | (labels >= classes))
+    if bool(wrong.any()):
+        raise DataError(
+            f"labels must lie in 0..{classes - 1}, the network having {classes} classes. Got {int(labels[wrong][0])}; "
+            f"use {UNKNOWN} for samples without a label"
+        )
+    return there
 
 
 def class_axis(shape: torch.Size, labels: torch.Size | None = None) -> int | None:

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxfuse.data import Unlabelled, check, few_inputs, in_label_space, samples_from
+from fxfuse.data import Unlabelled, few_inputs, in_label_space, samples_from
+from fxfuse.data_checks import check
 from fxfuse.errors import DataError, MethodError, RecipeError
 from fxfuse.export import to_onnx
 from fxfuse.fingerprints import data_hashes, fingerprint
 from fxfuse.inputs import Example, guess
-from fxfuse.label_space import class_axis, label_space
+from fxfuse.label_space import class_count, label_space
 from fxfuse.methods import check_needs
 from fxfuse.passes.binding import bind
 from fxfuse.passes.checking import outputs_at
@@ -30,7 +31,8 @@ from fxfuse.sources import LoadedParent, load_parent, load_target
 from fxfuse.stages.arguments import choose_method
 
 CHECKED = 4096
-"""How many evaluation samples are looked at before work starts; calibration samples all are."""
+"""How many evaluation samples are looked at before work starts; calibration samples all are, and so are all labels that
+can be had without reading inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +108,14 @@ def _check_data(
     for samples, what, most in ((calibration, "calibration data", None), (evaluation, "evaluation data", CHECKED)):
         if samples is None:
             continue
-        check(_unlabelled(samples), what=what, at_most=2)
+        check(Unlabelled(samples), what=what, at_most=2)
         for parent in parents:
             found = _classes(parent, samples)
             classes = found if recipe.submodule is None else None
         if union is not None:
             classes = union.size
         read = samples if union is None else in_label_space(samples, union.names, what)
-        check(read if _class_indices(read) else _unlabelled(read), classes, what=what, at_most=most)
+        check(read, classes, what=what, at_most=most)
     if recipe.head == "labels" and calibration is not None and not calibration.labelled:
         raise DataError(
             f"The head is to be fitted to labels, but the calibration data ({calibration.description}) has none: "
@@ -134,18 +136,7 @@ def _classes(parent: LoadedParent, samples: Samples) -> int | None:
     labels = samples.take(torch.arange(2))[1]
     if not outputs or labels is None:
         return None
-    axis = class_axis(outputs[0].shape, labels.shape)
-    return None if axis is None else max(2, outputs[0].shape[axis])
-
-
-def _unlabelled(samples: Samples) -> Samples:
-    return Unlabelled(samples) if samples.labelled else samples
-
-
-def _class_indices(samples: Samples) -> bool:
-    """Whether there is one label per sample; labels per token or pixel, and targets of a regression, are others."""
-    labels = samples.take(torch.arange(1))[1]
-    return labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+    return class_count(outputs[0].shape, labels.shape)
 
 
 def check_onnx_form(recipe: Recipe, inputs: Inputs, progress: Progress) -> None:

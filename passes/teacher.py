@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxfuse.errors import MethodError
-from fxfuse.label_space import class_axis
+from fxfuse.label_space import class_axis, known
 from fxfuse.layouts import merge_tensors, spaces_in
 from fxfuse.passes.augment import Mixture
 from fxfuse.passes.calibrate import at_shape, traced_batch
@@ -79,14 +79,15 @@ class Teacher:
         return others or list(range(value.ndim))
 
     def answer(self, values: Sequence[Tensor], labels: Tensor | None = None, mixture: Mixture | None = None) -> Tensor:
-        """The combined answer of the parents at one output, or the labels as probabilities."""
+        """The combined answer of the parents at one output, or the labels as probabilities: zeros for a sample without
+        one. Raises ``MethodError`` where there are no labels or no classes, ``DataError`` for labels out of range."""
         axis = class_axis(values[0].shape)
         union = self.union if self.union is not None and self.union.fits(values) else None
         if self.head == "labels":
             if labels is None or axis is None:
                 raise MethodError("head 'labels' needs labelled calibration data and an output with classes")
             classes = values[0].shape[axis] if union is None else union.labels.size
-            hard = F.one_hot(labels, classes).movedim(-1, axis).to(values[0].dtype)
+            hard = one_hot(labels, classes, axis).to(values[0].dtype)
             return hard if mixture is None else mixture.apply(hard)
         if union is not None:
             return union.logits(values) if self.head == "logits" else union.probabilities(values)
@@ -103,14 +104,23 @@ class Teacher:
             return relative_error(given, wanted)
         log_given = log_probabilities(given, axis)
         divergence = (torch.xlogy(wanted, wanted) - wanted * log_given).sum(axis)
-        return divergence.mean()
+        return self._mean(divergence, wanted, axis)
 
     def disagreement(self, given: Tensor, wanted: Tensor) -> Tensor:
         """How often the fused output's class is not that of the combined answer; without classes the answer's loss."""
         axis = class_axis(given.shape)
         if axis is None:
             return self.answer_loss(given, wanted)
-        return (given.argmax(axis) != wanted.argmax(axis)).float().mean()
+        return self._mean((given.argmax(axis) != wanted.argmax(axis)).float(), wanted, axis)
+
+    def _mean(self, errors: Tensor, wanted: Tensor, axis: int) -> Tensor:
+        """The mean over samples and positions; those without a label do not count."""
+        if self.head != "labels":
+            return errors.mean()
+        there = wanted.sum(axis) > 0
+        if bool(there.all()):
+            return errors.mean()
+        return errors[there].sum() / there.sum().clamp_min(1)
 
     def towards_labels(self) -> "Teacher":
         """The same, with labels in place of the parents' answer."""
@@ -152,6 +162,13 @@ def _near(grouping: Grouping, device: torch.device) -> Grouping:
         tuple(matrix.to(device, torch.float32) for matrix in side) for side in (grouping.merge, grouping.unmerge)
     )
     return replace(grouping, merge=merge, unmerge=unmerge)
+
+
+def one_hot(labels: Tensor, classes: int, axis: int) -> Tensor:
+    """Labels as probabilities along a new ``axis``; zeros where there is no label."""
+    there = known(labels, classes)
+    hard = F.one_hot(labels.long().where(there, 0), classes) * there.unsqueeze(-1)
+    return hard.movedim(-1, axis)
 
 
 def probabilities(value: Tensor, axis: int) -> Tensor:

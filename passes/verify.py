@@ -24,16 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxfuse.errors import DataError
-from fxfuse.label_space import class_axis
+from fxfuse.label_space import class_axis, known
 from fxfuse.passes.importance import answers
 from fxfuse.passes.label_ensemble import LabelEnsemble
 from fxfuse.passes.observe import evaluating, to_device
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.samples import Samples, batches
 from fxfuse.types import Program, Score
-
-IGNORED = -100
-"""The label that does not count, as in ``torch.nn.functional.cross_entropy``."""
 
 Network = nn.Module | Callable[..., Any]
 """What can be scored: a module, or any function of the inputs (an exported program, a session of another runtime)."""
@@ -266,15 +263,8 @@ class _Table:
             sums.energy += float(goal.square().sum())
 
     def _judge(self, sums: _Sums, logits: Tensor, labels: Tensor) -> None:
-        known = labels != IGNORED
-        logits, labels = logits[known], labels[known]
-        classes = logits.shape[1]
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-            wrong = labels[(labels < 0) | (labels >= classes)][0]
-            raise DataError(
-                f"labels must lie in 0..{classes - 1}, the network having {classes} classes. Got {int(wrong)}; "
-                f"use {IGNORED} for samples without a label"
-            )
+        there = known(labels, logits.shape[1])
+        logits, labels = logits[there], labels[there]
         sums.judged = True
         sums.labelled += len(labels)
         sums.right += int((logits.argmax(1) == labels).sum())

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from fxfuse.data import check, class_names, input_names, samples_from
+from fxfuse.data import class_names, input_names, samples_from
+from fxfuse.data_checks import check
 from fxfuse.errors import DataError
 from fxfuse.holders import ArraySamples, ItemSamples
 from fxfuse.recipe import DataSpec, Limit, Preprocessing
@@ -230,41 +231,6 @@ def test_data_that_cannot_be_read(data: object, expected: str) -> None:
     with pytest.raises(DataError) as caught:
         samples_from(data)
     assert expected in str(caught.value)
-
-
-def spoilt(value: float) -> Tensor:
-    x = X.clone()
-    x[7, 1, 2] = value
-    return x
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        ((X[:0], Y[:0]), "The calibration data (tuple given in Python) is empty."),
-        (X[:1], "has one sample; at least two are needed"),
-        (spoilt(torch.nan), "sample 7 has NaN values; every input must be finite."),
-        (spoilt(torch.inf), "sample 7 has infinite values"),
-        ((X, spoilt(torch.nan)), "input 1 of sample 7 has NaN values"),
-        ((X, Y + 1), "labels must lie in 0..2, the model's classes. Got 3 at sample 2."),
-        ((X, Y - 1), "Got -1 at sample 0"),
-        ({"x": X, "y": Y.float()}, "labels must be one class index per sample. Got torch.float32 of shape (10,)"),
-        ({"x": X, "y": Y[:, None]}, "of shape (10, 1); say `labels: false` to do without."),
-    ],
-)
-def test_bad_samples_are_named(data: Any, expected: str) -> None:
-    with pytest.raises(DataError) as caught:
-        check(samples_from(data), 3)
-    assert expected in str(caught.value)
-
-
-def test_what_check_reads_and_says() -> None:
-    check(samples_from(spoilt(torch.nan)), at_most=5)
-    with pytest.raises(DataError, match=r"The evaluation data .* labels must not be negative. Got -1 at sample 0"):
-        check(samples_from((X, Y - 1)), what="evaluation data")
-    ragged = samples_from(Items([torch.rand(2), torch.rand(3)]))
-    with pytest.raises(DataError, match=r"sample 1 has shape \(3,\) and sample 0 \(2,\)"):
-        check(ragged)
 
 
 def test_arrays_are_not_copied_and_preprocessed_only_when_taken() -> None:

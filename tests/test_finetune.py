@@ -94,6 +94,26 @@ def test_labels_teach_more_than_untrained_parents():
     assert rows["fused"] > rows[BEFORE] + 0.2
 
 
+def test_samples_without_a_label_count_for_nothing():
+    """Their inputs may be anything: no batch norm, and no other sample, sees them."""
+    told = labelled()
+    labels = told.labels.clone()
+    labels[::4] = -100
+    parents, tuning = [net(), net()], FinetuneSettings(epochs=4, towards="labels", lr=0.1)
+    nets = []
+    for factor in (1.0, -3.0):
+        inputs = told.inputs[0].clone()
+        inputs[::4] *= factor
+        result = fxfuse.fuse(
+            parents, calibration=(inputs, labels), method="average", finetune=tuning, device="cpu",
+            fit=FitSettings(augment="none"),
+        )  # fmt: skip
+        nets.append(result)
+    first, second = (result.state_dict() for result in nets)
+    assert all(torch.allclose(first[k], second[k], atol=1e-6) for k in first)
+    assert nets[0].scores[-1].accuracy > nets[0].scores[-3].accuracy
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

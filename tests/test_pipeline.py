@@ -193,6 +193,11 @@ class Untraceable(nn.Module):
         ({"head": "labels"}, MethodError, "needs labelled calibration data"),
         ({"target": -1.0}, MethodError, "must be a positive factor"),
         ({"importance": "conductence"}, MethodError, "conductance"),
+        (
+            {"evaluation": (INPUTS[0], torch.tensor([0, 1, 2, 3, 10]))},
+            DataError,
+            r"lie in 0\.\.9, the .* Got 10 at sample 4",
+        ),
     ],
 )
 def test_what_is_refused_before_any_work(options, error, message):

@@ -269,6 +269,13 @@ def test_labels_out_of_range(place: Path, tmp_path: Path, key: str) -> None:
     assert "Got 3 at sample 4." in text
 
 
+def test_a_late_label_is_found_before_the_work(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxfuse.loading.CHECKED", 2)
+    monkeypatch.setattr(run_module, "fuse", lambda *_, **__: pytest.fail("the work began"))
+    path = run_cases.data(tmp_path / "late.npz", np.array([0, 1, 2, 1, 0, 9]))
+    assert "Got 9 at sample 5." in refused(place, DataError, evaluation=str(path))
+
+
 def test_nan_in_the_data(place: Path, tmp_path: Path) -> None:
     values = np.ones((8, 4), np.float32)
     values[6, 1] = np.nan

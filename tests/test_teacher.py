@@ -6,7 +6,7 @@ from fits import CPU, case
 from laws import analysed, data, grouped, outputs, statistics, with_permuted_copy
 from torch.nn import functional as F
 
-from fxfuse.errors import MethodError
+from fxfuse.errors import DataError, MethodError
 from fxfuse.models_zoo.zoo import ZOO
 from fxfuse.passes.augment import Mixture
 from fxfuse.passes.group import group
@@ -80,3 +80,34 @@ def test_the_relative_error_is_one_for_the_mean():
     ones = torch.ones(1, 12)
     assert teacher.error(node, value.mean(0, keepdim=True), value, ones).item() == pytest.approx(1, abs=1e-5)
     assert teacher.error(node, value, value, ones) == 0
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8])
+def test_labels_count_as_in_cross_entropy(kind):
+    generator = torch.Generator().manual_seed(0)
+    given, parent = (torch.randn(6, 5, generator=generator, requires_grad=True) for _ in range(2))
+    labels = torch.tensor([0, 1, -100, 3, -100, 0]) if kind == torch.int64 else torch.tensor([0, 1, 2, 3, 4, 0])
+    teacher = case(head="labels").teacher
+    wanted = teacher.answer([parent.detach()], labels.to(kind))
+    loss = teacher.answer_loss(given, wanted)
+    expected = F.cross_entropy(given, labels)
+    assert torch.allclose(loss, expected)
+    (own,), (other,) = torch.autograd.grad(loss, given), torch.autograd.grad(expected, given)
+    assert torch.allclose(own, other, atol=1e-7)
+    there = labels != -100
+    share = (given.argmax(1) != labels)[there].float().mean()
+    assert torch.allclose(teacher.disagreement(given, wanted), share)
+
+
+def test_a_batch_without_labels_teaches_nothing():
+    teacher = case(head="labels").teacher
+    given = torch.randn(4, 5, requires_grad=True)
+    loss = teacher.answer_loss(given, teacher.answer([given.detach()], torch.full((4,), -100)))
+    assert loss.item() == 0
+    assert not torch.autograd.grad(loss, given)[0].any()
+
+
+@pytest.mark.parametrize("label", [5, -1])
+def test_labels_out_of_range_are_refused(label):
+    with pytest.raises(DataError, match=rf"lie in 0\.\.4, the network having 5 classes\. Got {label}"):
+        case(head="labels").teacher.answer([torch.randn(2, 5)], torch.tensor([0, label]))

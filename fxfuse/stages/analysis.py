@@ -7,21 +7,24 @@ module of the same graph.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from fxfuse.data import few_inputs
+from fxfuse.data_checks import check_labels
 from fxfuse.errors import DataError
-from fxfuse.label_space import LabelSpace
+from fxfuse.label_space import LabelSpace, class_count
 from fxfuse.passes.axes import axes
 from fxfuse.passes.class_spaces import check_classes, check_same_classes, class_spaces, with_classes
 from fxfuse.passes.correspond import Correspondence, correspond
+from fxfuse.passes.importance import answers
 from fxfuse.passes.merges import State, reference_states
 from fxfuse.passes.partition import partition
 from fxfuse.passes.resize import scale
 from fxfuse.passes.trace import trace
 from fxfuse.recipe import FrontEndChoice
 from fxfuse.stages.arguments import Data, Job, Tracing
-from fxfuse.types import Analysis, Granularity
+from fxfuse.types import Analysis, Granularity, Program
 from fxfuse.weights import check_finite
 
 Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -73,7 +76,8 @@ def match_parents(
     """Analyse the parents, the target and the base model, and pair their parts.
 
     Raises subclasses of ``FuseError``: for weights that are not finite, a model that no graph can be made of, inputs
-    that it does not take, graphs that differ, and a budget below what the smallest network costs.
+    that it does not take, graphs that differ, labels of other classes, and a budget below what the smallest network
+    costs.
     """
     shown = _shown(example, data)
     union = job.parents.union
@@ -86,6 +90,7 @@ def match_parents(
         check_same_classes([analysis.program for analysis in analyses])
     pairs = correspond(_target(target, analyses[0], shown, job.tracing, union), analyses)
     job.method.form.check(pairs, job.parents.shares)
+    _check_labels(data, pairs.reference.program)
     state = None
     if base is not None:
         found = _analyse(base, "base", shown, job.tracing, job.parents.classes(0))
@@ -118,6 +123,17 @@ def _shown(example: Example | None, data: Data) -> Example:
     if samples is None:
         raise DataError("there is nothing to trace the parents with: give calibration data, or example=")
     return few_inputs(samples)
+
+
+def _check_labels(data: Data, reference: Program) -> None:
+    """What is found here would otherwise be found when everything is done."""
+    with torch.no_grad():
+        outputs = answers(reference.module(*reference.example))
+    shape = next((y.shape for y in outputs if y.ndim <= 2), None)  # what one label per sample can be compared with
+    count = None if shape is None else 2 if len(shape) == 1 else class_count(shape)
+    for samples, what in ((data.calibration, "calibration data"), (data.evaluation, "evaluation data")):
+        if samples is not None:
+            check_labels(samples, count, what)
 
 
 def _target(

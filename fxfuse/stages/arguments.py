@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fxfuse.data import check, in_label_space, samples_from
+from fxfuse.data import in_label_space, samples_from
+from fxfuse.data_checks import check
 from fxfuse.errors import MethodError
 from fxfuse.forms import Chosen, choose_form
 from fxfuse.label_space import LabelSpace, label_space

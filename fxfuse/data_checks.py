@@ -1,0 +1,70 @@
+"""Whether data can be used at all, told before the work begins."""
+
+import torch
+from torch import Tensor
+
+from fxfuse.data import labels_at_hand
+from fxfuse.errors import DataError
+from fxfuse.label_space import UNKNOWN
+from fxfuse.samples import Samples, Subset, batches
+
+
+def check(
+    samples: Samples, num_classes: int | None = None, *, what: str = "calibration data", at_most: int | None = None
+) -> None:
+    """Raise ``DataError`` unless the samples can be used.
+
+    There must be two or more; inputs must be finite and of one shape; labels, if any, must be class indices from 0,
+    below ``num_classes`` if that is given, or -100 for a sample without one. Reads all samples, or the first
+    ``at_most`` and all labels that can be had without reading inputs. ``what`` names the data in messages.
+    """
+    subject = f"The {what} ({samples.description})"
+    if len(samples) == 0:
+        raise DataError(f"{subject} is empty.")
+    if len(samples) == 1:
+        raise DataError(f"{subject} has one sample; at least two are needed, a few hundred are better.")
+    read = samples if at_most is None or at_most >= len(samples) else Subset(samples, torch.arange(at_most))
+    start, shapes = 0, None
+    for inputs, labels in batches(read, 256):
+        for number, x in enumerate(inputs):
+            _check_finite(x, subject, "" if len(inputs) == 1 else f"input {number} of ", start)
+        if shapes is None:
+            shapes = [x.shape[1:] for x in inputs]
+        if shapes != (found := [x.shape[1:] for x in inputs]):
+            both = f"{[tuple(s) for s in found]} and {[tuple(s) for s in shapes]}"
+            raise DataError(f"{subject} has samples of different shapes: {both}, at sample {start}.")
+        if labels is not None:
+            _check_labels(labels, num_classes, subject, start)
+        start += len(inputs[0])
+    check_labels(samples, num_classes, what)
+
+
+def check_labels(samples: Samples, num_classes: int | None, what: str) -> None:
+    """Raise ``DataError`` for labels that are out of range, as far as they are known without reading inputs."""
+    labels = labels_at_hand(samples)
+    if labels is not None:
+        _check_labels(labels, num_classes, f"The {what} ({samples.description})", 0)
+
+
+def _check_finite(x: Tensor, subject: str, part: str, start: int) -> None:
+    if not (x.is_floating_point() or x.is_complex()) or bool(torch.isfinite(x).all()):
+        return
+    bad = ~torch.isfinite(x)
+    first = int(bad.flatten(1).any(1).nonzero()[0]) if x.ndim > 1 else int(bad.nonzero()[0])
+    kind = "NaN" if bool(torch.isnan(x[first]).any()) else "infinite"
+    raise DataError(f"{subject}: {part}sample {start + first} has {kind} values; every input must be finite.")
+
+
+def _check_labels(labels: Tensor, num_classes: int | None, subject: str, start: int) -> None:
+    if labels.is_floating_point() or labels.ndim != 1:
+        raise DataError(
+            f"{subject}: labels must be one class index per sample. Got {labels.dtype} of shape {tuple(labels.shape)}; "
+            "say `labels: false` to do without."
+        )
+    labels = labels.long()
+    wrong = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
+    wrong &= labels != UNKNOWN
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        bound = "not be negative" if num_classes is None else f"lie in 0..{num_classes - 1}, the model's classes"
+        raise DataError(f"{subject}: labels must {bound}. Got {int(labels[first])} at sample {start + first}.")
