@@ -147,7 +147,13 @@ def union(a: Var, b: Var) -> None:
         unify([Factor(a)], [Factor(b)])
         return
     if a.family or b.family:
-        disown(a if a.family else b)
+        held, other = (a, b) if a.family else (b, a)
+        if _one_apart_for_each(other, owner(held)):
+            other.link = held
+            if other.pinned:
+                _pin(held)
+            return
+        disown(held)
         union(a, b)  # which may have been refined by that
         return
     _agree_on_owner(a, b)
@@ -164,6 +170,12 @@ def union(a: Var, b: Var) -> None:
         _pin(a)
     if b.segments is not None:
         _align(a, b.segments)
+
+
+def _one_apart_for_each(var: Var, outer: Var | None) -> bool:
+    """Whether ``var`` is one variable that each index of ``outer`` may order its own way: the instances of a family are
+    no freer, and may stand for it."""
+    return outer is not None and owner(var) is outer and not var.family and var.segments is None
 
 
 def _align(var: Var, segments: list[Var]) -> None:

@@ -10,6 +10,7 @@ Each function takes the layer and its arguments and is traced in its place. Eval
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,6 +54,54 @@ def attention(
     if not batched:
         return y.squeeze(0), weights
     return (y if m.batch_first else y.transpose(0, 1)), weights
+
+
+def functional_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,  # noqa: ARG001
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,  # noqa: ARG001
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,  # noqa: ARG001  # a hint that repeats the mask
+    **_: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """``F.multi_head_attention_forward`` without static keys and values: the layer's computation on given weights."""
+    m = SimpleNamespace(
+        num_heads=num_heads,
+        head_dim=embed_dim_to_check // num_heads,
+        batch_first=False,
+        bias_k=bias_k,
+        bias_v=bias_v,
+        add_zero_attn=add_zero_attn,
+        in_proj_weight=in_proj_weight,
+        in_proj_bias=in_proj_bias,
+        _qkv_same_embed_dim=not use_separate_proj_weight,
+        q_proj_weight=q_proj_weight,
+        k_proj_weight=k_proj_weight,
+        v_proj_weight=v_proj_weight,
+        out_proj=lambda y: F.linear(y, out_proj_weight, out_proj_bias),
+    )
+    return attention(
+        m,  # type: ignore[arg-type]  # it has what the layer has
+        query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
+    )  # fmt: skip
 
 
 def _batch_first(m: nn.MultiheadAttention, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ up the freedom that a stored tensor cannot express so; then ``layout_of`` writes
 """
 
 from collections.abc import Iterable, Sequence
+from math import lgamma
 
 from fxfuse.passes.algebra import Dim, Factor, Var, disown, expand, instances, owned_by, owner, slot
 from fxfuse.types import Concat, Layout, Leaf, Product
@@ -33,7 +34,7 @@ def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
                 return True
             pieces = (expand([Factor(s), *instances([rest], root, [s])[0]]) for s in root.segments)
             return any(_tidy(piece, [*leaves(factors[:index]), *elsewhere]) for piece in pieces)
-        if root.pinned:
+        if root.pinned or root.size == 1:
             continue
         if root.segments is not None:
             if any(_tidy(expand([Factor(s)]), others) for s in root.segments):
@@ -44,10 +45,16 @@ def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
         if root.family or (outer is not None and not plain):
             disown(root)
             return True
-        if outer is not None and owner(outer) is not None:
-            disown(outer)
+        if outer is not None and (above := owner(outer)) is not None:
+            disown(root if _orders(outer, above) > _orders(root, outer) else outer)
             return True
     return False
+
+
+def _orders(inner: Var, outer: Var) -> float:
+    """How much choice there is if each index of ``outer`` orders ``inner`` its own way, beyond one order for all:
+    the logarithm of ``(inner!) ** (outer - 1)``."""
+    return (outer.size - 1) * lgamma(inner.size + 1)
 
 
 def _tidy_families(root: Var, rest: Dim) -> bool:

@@ -8,6 +8,7 @@ that their authors hid with ``fx.wrap`` are traced through as well.
 """
 
 import contextlib
+import dataclasses
 import functools
 import operator
 import sys
@@ -17,13 +18,14 @@ from typing import Any, cast
 
 import torch
 import torch.fx._symbolic_trace as fx_internals
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxfuse.errors import TraceError
 from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
 from fxfuse.passes.lengths import traced_lengths
 from fxfuse.passes.normalizing.constants import constant_value
-from fxfuse.passes.openers import OPENERS
+from fxfuse.passes.openers import OPENERS, functional_attention
 from fxfuse.passes.probing import PROBE, Prober
 
 Binding = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, Any], ...]]
@@ -228,7 +230,7 @@ class ValueTracer(fx.Tracer):
         assert isinstance(self.root, nn.Module)
         opener = OPENERS.get(type(self.root))
         call = functools.partial(opener, self.root) if opener else self.root.forward
-        return lambda: call(*args, **kwargs), []
+        return lambda: _returned(call(*args, **kwargs)), []
 
     def length(self, x: Any) -> Any:
         """The size of the first dimension of a proxied tensor, a proxy where it is the batch; ``None`` for all else."""
@@ -248,6 +250,15 @@ class ValueTracer(fx.Tracer):
         if not same:
             raise TraceError(f"the code needs a fixed number that depends on the batch size ({first} for 5 samples)")
         return first
+
+
+def _returned(value: Any) -> Any:
+    """Records of a class of the user's as dictionaries: a graph returns no other classes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _returned(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if type(value) in (tuple, list):
+        return type(value)([_returned(item) for item in value])
+    return {key: _returned(item) for key, item in value.items()} if type(value) is dict else value
 
 
 _FACTORIES = words(
@@ -271,6 +282,13 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
 
         return wrapper
 
+    attention = F.multi_head_attention_forward
+
+    @functools.wraps(attention)
+    def opened(query: Any, *args: Any, **kwargs: Any) -> Any:
+        traced = isinstance(query, fx.Proxy) and not tracer.prober.busy and kwargs.get("static_k") is None
+        return (functional_attention if traced else attention)(query, *args, **kwargs)
+
     def limits(original: Any) -> Callable[..., Any]:
         return lambda kind=None: original(kind.concrete() if isinstance(kind, ValueProxy) else kind)
 
@@ -284,8 +302,10 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
             setattr(torch, name, wrap(original))
         for name, original in types.items():
             setattr(torch, name, limits(original))
+        F.multi_head_attention_forward = opened
         yield
     finally:
+        F.multi_head_attention_forward = attention
         wrapped.update(hidden)
         for name, original in {**originals, **types}.items():
             setattr(torch, name, original)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from fxfuse.errors import DataError, TraceError
 from fxfuse.passes.binding import Bound, bind, capture
@@ -185,4 +186,6 @@ def describe(error: BaseException) -> str:
             place = f" at {Path(file).name}:{line} `{linecache.getline(file, line).strip()}`"
         step = step.tb_next
     text = str(error).strip().split("\n")[0] or type(error).__name__
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        text = f"what {text} gives depends on the data"
     return f"{text}{place}"

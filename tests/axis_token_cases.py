@@ -200,7 +200,7 @@ tokens(
 )
 tokens(
     "lstm hn",
-    "8 8 8",
+    "8 8 8 8 8 8",
     lambda n, h: (lambda s: n.c(s[0].transpose(0, 1).flatten(1)))(n.l(h)[1]),
     l=nn.LSTM(8, 8, 2, batch_first=True, bidirectional=True),
     c=L(32, 8),

@@ -2,6 +2,7 @@
 
 import pytest
 from heldout import NETS
+from heldout_more import MORE
 
 from fxfuse.coverage.checks import COLUMNS, LAWS
 from fxfuse.coverage.entry import Entry
@@ -25,10 +26,23 @@ SPACES = {
     "parametrisations": "8 10",
     "stacked experts": "3 7",
 }
+SPACES_MORE = {
+    "transposed parameters": "2 8 9",
+    "extremes": "3 8",
+    "cells and states": "7 8",
+    "final states": "7 7 7 7",
+    "old hooks": "7 8",
+    "functional attention": "2 4 4 8 8",
+    "bags and sums": "7 8",
+    "complex weights": "6 8",
+    "record": "8 8",
+    "packed innermost": "2 3 6",
+}
+ALL = NETS | MORE
 
 
 def entry(name):
-    build, shape = NETS[name]
+    build, shape = ALL[name]
     taken = Input((5,), vocabulary=20) if shape is None else Input(shape)
     return Entry(name, "held out", build, (taken,))
 
@@ -39,12 +53,18 @@ def test_laws_hold_in_every_spelling(name, tmp_path):
     assert not record.failed, record.reason
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MORE)
+def test_laws_hold_where_they_once_did_not(name, tmp_path):
+    record = run_row(entry(name), tmp_path, columns=LAWS)
+    assert not record.failed, record.reason
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_neurons_are_found_in_every_spelling(name):
-    build, _ = NETS[name]
+    build, _ = ALL[name]
     found = analyse(build().eval(), entry(name).example(2))
     assert not found.axes.opaque
-    assert " ".join(map(str, sorted(space.size for space in found.axes.spaces))) == SPACES[name]
+    assert " ".join(map(str, sorted(space.size for space in found.axes.spaces))) == (SPACES | SPACES_MORE)[name]
 
 
 @pytest.mark.parametrize("name", ["einsum with ellipses", "hypernetwork"])

@@ -47,10 +47,23 @@ def linear(call: Call) -> Dims:
     return out
 
 
-@axis_rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+@axis_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(call: Call) -> Dims:
     """Batched matrix product; leading dimensions broadcast."""
     return _matmul(call, call.args[0], call.args[1])
+
+
+@axis_rule("inner")
+def inner(call: Call) -> Dims:
+    """Last dimension by last dimension, for every pair of the others; a number only scales."""
+    a, b = call.dims(0), call.dims(1)
+    if not a or not b:
+        return a or b
+    call.join(a[-1], b[-1])
+    call.product(call.args[0], a[-1], call.args[1], b[-1])
+    out = [*a[:-1], *b[:-1]]
+    free_of(out, [a[-1]])
+    return out
 
 
 def _matmul(call: Call, left: Tensor, right: Tensor) -> Dims:
@@ -103,9 +116,9 @@ def einsum(call: Call) -> Dims:
         real = [dim for _, dim in places[letter] if dim]
         pairs.extend((real[0], dim) for dim in real[1:])
     unify_all(pairs)
-    for letters in inputs:
-        for letter in set(letters):
-            if letters.count(letter) > 1:
+    for tensor, letters in zip(tensors, inputs, strict=True):
+        for letter in set(letters) if call.meaning(tensor).stored else ():
+            if letters.count(letter) > 1:  # a parameter's diagonal can be permuted, but not merged
                 for _, dim in places[letter]:
                     pin(dim)
     for tensor, letters, operand in zip(tensors, inputs, dims, strict=True):

@@ -30,6 +30,18 @@ def scatter_slice(call: Call) -> Dims:
     return [expand(dim) for dim in x]
 
 
+@axis_rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> list[Dims]:
+    """Rows of a table, combined bag by bag and column by column."""
+    table = call.dims(0)
+    pin(table[0])
+    first, *others = call.result
+    return [
+        [fresh(first.shape[0], pinned=True), table[1]],
+        *([fresh(n, pinned=True) for n in t.shape] for t in others),
+    ]
+
+
 @axis_rule("embedding")
 def embedding(call: Call) -> Dims:
     """Rows of a table, chosen by position in the vocabulary."""
@@ -68,11 +80,11 @@ def index_select(call: Call) -> Dims:
     return [fresh(call.shape()[d], pinned=True) if i == d else dim for i, dim in enumerate(x)]
 
 
-@axis_rule("gather", "take_along_dim")
+@axis_rule("gather")
 def gather(call: Call) -> Dims:
     """Index values name positions of one dimension; all others go along."""
-    x, by = call.dims(0), call.dims(2 if call.function._schema.name == "aten::gather" else 1)
-    d = positive(call.args[1] if call.function._schema.name == "aten::gather" else call.named("dim"), len(x))
+    x, by = call.dims(0), call.dims(2)
+    d = positive(call.args[1], len(x))
     pin(x[d])
     free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
     for i, (a, b) in enumerate(zip(x, by, strict=True)):
@@ -82,6 +94,19 @@ def gather(call: Call) -> Dims:
             x[i] = by[i] = fresh(call.shape()[i], pinned=True)
     unify_all((a, b) for i, (a, b) in enumerate(zip(x, by, strict=True)) if i != d)
     return [b if i == d else a for i, (a, b) in enumerate(zip(x, by, strict=True))]
+
+
+@axis_rule("take_along_dim")
+def take_along_dim(call: Call) -> Dims:
+    """The same, with all other dimensions broadcast."""
+    x, by = call.dims(0), call.dims(1)
+    if call.named("dim") is None:
+        return pinned_out([*x, *by], call)
+    d = positive(call.named("dim"), len(x))
+    pin(x[d])
+    chosen, x[d], by[d] = by[d], [], []
+    out = broadcast([x, by])
+    return [chosen if i == d else dim for i, dim in enumerate(out)]
 
 
 @axis_rule("one_hot")

@@ -24,6 +24,8 @@ def batch_norm(call: Call) -> Dims | list[Dims]:
     channel = x[1] if len(x) > 1 else x[0]
     _per_channel(call, channel, "weight", "bias", "running_mean", "running_var")
     free_of(x[:2], x[2:])
+    if "instance" not in call.function._schema.name:
+        free_of(x[1:2], x[:1])  # statistics of the batch mix its indices
     x = [expand(dim) for dim in x]
     if isinstance(call.result, tuple | list):
         return [x, *([x[1]] if r.ndim == 1 and r.numel() else [fresh(n, pinned=True) for n in r.shape]

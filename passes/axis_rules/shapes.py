@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from fxfuse.passes.algebra import (
     Dim,
     Dims,
@@ -171,12 +173,40 @@ def movedim(call: Call) -> Dims:
     return [x[d] for d in order]
 
 
-@axis_rule("diagonal", "diag_embed", "diag")
+@axis_rule("diagonal", "diagonal_copy", "diag_embed", "linalg_diagonal", "diag")
 def diagonal(call: Call) -> Dims:
-    """Two dimensions share an index: no permutation is followed through."""
-    for dim in call.dims(0):
+    """The main diagonal of a square gives both sides' common order, or takes it; other diagonals are no permutation of
+    it. A parameter's diagonal could be permuted, but not merged: it keeps its order."""
+    x, name = call.dims(0), call.function._schema.name.removeprefix("aten::")
+    inward = name == "diag_embed" or (name == "diag" and len(x) == 1)
+    rank = len(x) + 1 if inward else len(x)
+    first, second = ("dim1", "dim2") if name != "diag" else ("", "")
+    i, j = (positive(call.named(d, fallback), rank) for d, fallback in ((first, 0), (second, 1)))
+    straight = call.named("offset", call.named("diagonal", 0)) == 0
+    if inward and straight:
+        out = list(x[:-1])
+        for place in sorted((i, j)):
+            out.insert(place, x[-1])
+        return out
+    if straight and not call.meaning(call.args[0]).stored and size_of(x[i]) == size_of(x[j]):
+        unify_all([(x[i], x[j])])
+        return [*(dim for d, dim in enumerate(x) if d not in (i, j)), expand(x[i])]
+    for dim in x:
         pin(dim)
     return [fresh(n, pinned=True) for n in call.shape()]
+
+
+@axis_rule("as_strided", "as_strided_copy")
+def as_strided(call: Call) -> Dims:
+    """Where the same numbers are read in the order in which they lie: a reshape. Else nothing is known."""
+    x = call.args[0]
+    contiguous = torch.empty(call.shape(), device="meta").stride()
+    whole = (
+        x.is_contiguous() and x.numel() == call.result.numel() and x.storage_offset() == call.result.storage_offset()
+    )
+    if whole and tuple(call.named("stride")) == contiguous:
+        return reshape_dims(call.dims(0), call.shape())
+    return pinned_out(call.dims(0), call)
 
 
 # ----------------------------------------------------------------------------------- cutting and joining
@@ -281,15 +311,11 @@ def split(call: Call) -> list[Dims]:
     return [slice_dims([expand(dim) for dim in x], d, a, b) for a, b in zip(starts, stops, strict=True)]
 
 
-@axis_rule("cat", "concat", "concatenate", "hstack", "vstack", "dstack")
+@axis_rule("cat", "concat", "concatenate")
 def cat(call: Call) -> Dims:
     """Segments side by side; all other dimensions agree."""
     operands = [call.of(t) for t in call.tensors() if t.shape != (0,)]
-    name = call.function._schema.name
-    rank = len(operands[0])
-    default = 0 if name.endswith("vstack") else 2 if name.endswith("dstack") else min(1, rank - 1)
-    dim = call.argument(1, "dim", 0) if not name.endswith("stack") else default
-    d = positive(dim, rank)
+    d = positive(call.argument(1, "dim", 0), len(operands[0]))
     first = operands[0]
     for other in operands[1:]:
         unify_all((a, b) for i, (a, b) in enumerate(zip(first, other, strict=True)) if i != d)

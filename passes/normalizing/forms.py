@@ -91,6 +91,8 @@ def _method(edit: Editor, node: fx.Node) -> int:
             return int(changed)
         if name == "tile":
             return 0
+    if name == "flip":
+        return _set(node, torch.flip, (args[0], _sizes(args[1:], kwargs)))
     if name in {"view_as", "reshape_as"}:
         other = args[1]
         with edit.at(node):

@@ -38,13 +38,16 @@ def split_stacks(module: fx.GraphModule) -> int:
         if not isinstance(first, Tensor) or first.ndim != 3:
             continue
         with edit.at(node):
-            value = _layer_by_layer(edit, layer, node)
+            value, ends = _layer_by_layer(edit, layer, node)
         _replace(node, value)
+        for whole, pieces in ends.items():
+            _take_directly(edit, whole, pieces)
         changes += 1
     return changes
 
 
-def _layer_by_layer(edit: Editor, layer: nn.RNNBase, node: fx.Node) -> tuple[Any, ...]:
+def _layer_by_layer(edit: Editor, layer: nn.RNNBase, node: fx.Node) -> tuple[Any, dict[fx.Node, list[fx.Node]]]:
+    """What stands for the call, and for each final state of all layers those of the single ones."""
     path, x = str(node.target), node.args[0]
     directions = 2 if layer.bidirectional else 1
     per_layer = len(layer._flat_weights_names) // layer.num_layers
@@ -62,8 +65,22 @@ def _layer_by_layer(edit: Editor, layer: nn.RNNBase, node: fx.Node) -> tuple[Any
         result = edit.call(_OPERATORS[layer.mode], x, hx, weights, *options)
         x = edit.call(operator.getitem, result, 0)
         ends.append([edit.call(operator.getitem, result, 1 + i) for i in range(len(state))])
-    final = tuple(edit.call(torch.cat, [end[i] for end in ends], 0) for i in range(len(ends[0])))
-    return x, final if layer.mode == "LSTM" else final[0]
+    final = {edit.call(torch.cat, [end[i] for end in ends], 0): [end[i] for end in ends] for i in range(len(ends[0]))}
+    return (x, tuple(final) if layer.mode == "LSTM" else next(iter(final))), final
+
+
+def _take_directly(edit: Editor, whole: fx.Node, pieces: list[fx.Node]) -> None:
+    """``h[-1]`` of all layers' final states is taken of its own layer's: the layers' units have nothing in common."""
+    directions = pieces[0].meta[PROBE][0].shape[0]
+    for user in list(whole.users):
+        index = user.args[1] if user.target is operator.getitem else None
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, int) and not isinstance(first, bool):
+            number, direction = divmod(first % (directions * len(pieces)), directions)
+            with edit.at(user):
+                taken = edit.call(operator.getitem, pieces[number], (direction, *rest))
+            user.replace_all_uses_with(taken)
+            whole.graph.erase_node(user)
 
 
 def _zeros(edit: Editor, layer: nn.RNNBase, x: Any, weights: list[fx.Node], directions: int) -> list[fx.Node]:
