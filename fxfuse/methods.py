@@ -1,6 +1,6 @@
 """A method at work: its options checked, its needs met, its grouping made from activations or from weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -12,7 +12,7 @@ from fxfuse.label_space import LabelSpace
 from fxfuse.passes.ancestry import kinship_note
 from fxfuse.passes.class_spaces import class_spaces
 from fxfuse.passes.correspond import Correspondence
-from fxfuse.passes.group import group
+from fxfuse.passes.group import group_trees
 from fxfuse.passes.importance import WITHOUT_DATA, ImportanceName
 from fxfuse.passes.merges import MERGE_OPTIONS, Merge, State, merge_options
 from fxfuse.passes.posteriors import Precisions, check_precisions, fisher_precisions
@@ -79,7 +79,7 @@ def check_needs(preset: Preset, method: str, samples: bool, base: bool, precisio
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """The groupings, and the statistics that they were made from."""
+    """The groupings, and the statistics that they were made from, without their Gram matrices."""
 
     groupings: dict[int, Grouping]
     statistics: dict[int, SpaceStatistics]
@@ -87,7 +87,7 @@ class Grouped:
 
 def group_parents(
     pairs: Correspondence,
-    statistics: Mapping[int, SpaceStatistics],
+    statistics: dict[int, SpaceStatistics],
     preset: Preset,
     importance: ImportanceName,
     shares: tuple[float, ...],
@@ -96,24 +96,50 @@ def group_parents(
     precisions: Precisions = (),
 ) -> Grouped:
     """Group the neurons as the preset says. ``statistics`` are those of activations, where there are any; classes are
-    grouped as ``union`` says."""
+    grouped as ``union`` says.
+
+    Gram matrices are what a fusion of wide networks needs most memory for. They are let go of one by one, in
+    ``statistics`` itself, as soon as their space is grouped, and matrices are kept in the parents' own precision.
+    """
     classes = () if union is None else class_spaces(pairs.reference, union.size)
     given = {space: union.grouping(space, shares) for space in classes} if union is not None else {}
     spaces = tuple(space for space in pairs.reference.axes.spaces if space.id not in given)
+    groupings = dict(given)
     if preset.statistics == "weights":
         matched = match_weights(
             pairs, shares, preset.solver, preset.options, search=preset.search, importance=importance, seed=seed,
             given=given, precisions=precisions,
         )  # fmt: skip
-        groupings, made = matched.groupings, matched.statistics
+        trees: Iterable[dict[int, Grouping]] = [matched.groupings]
+        made = dict(matched.statistics)
     else:
         widths = {space.id: pairs.widths(space.id) for space in spaces}
         targets = {space.id: space.size for space in spaces}
-        made = dict(statistics)
-        groupings = given | group(spaces, made, widths, targets, preset.solver, preset.options, shares, seed)
-    if preset.reads == "regression":
-        groupings = regressed(spaces, groupings, statistics)
+        made = statistics
+        trees = group_trees(spaces, made, widths, targets, preset.solver, preset.options, shares, seed)
+    kind = _precision(pairs)
+    for tree in trees:
+        found = regressed(spaces, tree, statistics) if preset.reads == "regression" else tree
+        groupings |= {number: _in_precision(grouping, kind) for number, grouping in found.items()}
+        for known in (made, statistics):
+            known.update({number: _light(known[number]) for number in tree if number in known})
     return Grouped(groupings, made)
+
+
+def _precision(pairs: Correspondence) -> torch.dtype:
+    """Double where some parent computes in it, else single."""
+    tensors = [t for parent in pairs.parents for t in parent.program.module.state_dict().values()]
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _in_precision(grouping: Grouping, kind: torch.dtype) -> Grouping:
+    merge, unmerge = (tuple(matrix.to(kind) for matrix in side) for side in (grouping.merge, grouping.unmerge))
+    return replace(grouping, merge=merge, unmerge=unmerge)
+
+
+def _light(stats: SpaceStatistics) -> SpaceStatistics:
+    """The statistics without what grows with the square of the width."""
+    return replace(stats, gram=stats.gram.new_empty(0, 0), divergence=None)
 
 
 def method_notes(pairs: Correspondence, preset: Preset) -> Iterator[str]:

@@ -100,6 +100,7 @@ class _Run:
         self.train, held = hold_out(count, plan.held, torch.Generator().manual_seed(seed))
         # What the levels change adds up behind one another, so each may change the less the more there are.
         self.lr = plan.lr * 2 / max(2, len(objective.nodes))
+        self.steps = plan.joint_steps
         self.judges = self._judges(held if len(held) else self.train)
         self.start = FUSED
         self.starts: dict[str, float] = {}
@@ -125,6 +126,8 @@ class _Run:
         one that is right by confidence: only training shows which comes closer.
         """
         states: dict[str, Mapping[str, Tensor]] = {FUSED: copied(self.fused.state_dict()), **starts}
+        if self.plan.max_seconds is not None:
+            self._pace(self.plan.max_seconds)
         for name, state in states.items():
             self.fused.load_state_dict(state)
             self.starts[name] = self._disagreement()
@@ -140,7 +143,7 @@ class _Run:
         self.fused.load_state_dict(state)
         self.start = name
         self._begin()
-        for _ in range(round(TRIAL * self.plan.joint_steps)):
+        for _ in range(round(TRIAL * self.steps)):
             self._step()
         return self._judge_mean()[1]
 
@@ -186,10 +189,10 @@ class _Run:
 
     def go(self, progress: Progress) -> JointReport:
         """All steps that are still to be done."""
-        self._load()
-        steps = self.plan.joint_steps
-        every = max(1, steps // CHECKS // (BLOCK * ECHO)) * BLOCK * ECHO
         start = time.monotonic()
+        self._load()
+        steps = self.steps
+        every = max(1, steps // CHECKS // (BLOCK * ECHO)) * BLOCK * ECHO
         with progress.start(steps, "fit all levels together") as bar:
             bar.advance(self.done)
             while self.done < steps:
@@ -207,8 +210,18 @@ class _Run:
         (before, answer_before), (after, answer_after) = self.first, self.best.figures
         return JointReport(before, after, answer_before, answer_after, self.done, self.start, self.starts)
 
+    def _pace(self, limit: float) -> None:
+        """Plan no more steps than there is time for, so that the learning rate has fallen when the time is over. The
+        steps that tell are not kept."""
+        tried = min(self.steps, BLOCK * ECHO)
+        start = time.monotonic()
+        for _ in range(tried):
+            self._step()
+        possible = int(limit * tried / max(time.monotonic() - start, 1e-9))
+        self.steps = max(1, min(self.steps, possible))
+
     def _step(self) -> None:
-        steps = self.plan.joint_steps
+        steps = self.steps
         if self.done % (BLOCK * ECHO) == 0:
             self.block = [self._fresh() for _ in range(BLOCK)]
         inner, answer = self.objective.losses(self.block[self.done % BLOCK])
@@ -234,7 +247,13 @@ class _Run:
 
     def _save(self) -> None:
         self.keeper.save(
-            {"done": self.done, "first": self.first, "best": self.best.figures, "at": self.best.at},
+            {
+                "done": self.done,
+                "steps": self.steps,
+                "first": self.first,
+                "best": self.best.figures,
+                "at": self.best.at,
+            },
             draws={"generator": self.generator.get_state(), "queue": self.queue},
             now=self.parameters,
             mean=self.mean,
@@ -256,4 +275,4 @@ class _Run:
         restore_optimizer(self.optimizer, part("optimizer"))
         self.first = tuple(meta["first"])
         self.best.figures, self.best.at = tuple(meta["best"]), meta["at"]
-        self.done = meta["done"]
+        self.done, self.steps = meta["done"], meta["steps"]

@@ -12,7 +12,7 @@ such a factor: a neuron is found in its block's fused blocks, and there among th
 Spaces are independent of each other and of their order: each has a random generator made from the seed and its number.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, Space, SpaceStatistics
 
 
-@one_thread()
 def group(
     spaces: Sequence[Space],
     statistics: Mapping[int, SpaceStatistics],
@@ -38,7 +37,23 @@ def group(
     weights: tuple[float, ...],
     seed: int,
 ) -> dict[int, Grouping]:
-    """A grouping for every space, by its number.
+    """A grouping for every space, by its number: all that :func:`group_trees` yields, with its arguments and errors."""
+    trees = group_trees(spaces, statistics, widths, targets, solver, options, weights, seed)
+    return {number: grouping for tree in trees for number, grouping in tree.items()}
+
+
+def group_trees(
+    spaces: Sequence[Space],
+    statistics: Mapping[int, SpaceStatistics],
+    widths: Mapping[int, tuple[int, ...]],
+    targets: Mapping[int, int],
+    solver: SolverName,
+    options: Mapping[str, Any],
+    weights: tuple[float, ...],
+    seed: int,
+) -> Iterator[dict[int, Grouping]]:
+    """The groupings by their spaces' numbers, an outermost space with all that lie inside it at a time. Statistics are
+    looked up when it is their space's turn, so whoever iterates may let go of what has been used.
 
     ``widths[id]`` are the parents' sizes of a space and ``targets[id]`` the fused one (of an inner space: the size of
     one block). ``options`` go to the solver. ``weights`` are the parents' and need not sum to 1. A space without
@@ -61,13 +76,11 @@ def group(
         if space.id in statistics:
             _check_finite(space, statistics[space.id])
     task = _Task(solve, dict(options), weights, seed, widths, targets, statistics)
-    groupings: dict[int, Grouping] = {}
     for outer_id, children in inner.items():
-        outer = task.outer(by_id[outer_id], children)
-        groupings[outer_id] = outer
-        for child in children:
-            groupings[child.id] = task.inner(child, outer)
-    return groupings
+        with one_thread():
+            outer = task.outer(by_id[outer_id], children)
+            tree = {outer_id: outer} | {child.id: task.inner(child, outer) for child in children}
+        yield tree
 
 
 def _normalised(weights: tuple[float, ...]) -> tuple[float, ...]:

@@ -28,12 +28,13 @@ def regressed(
     """The groupings with unmerge matrices by least squares; spaces that have others inside, lie inside one, or were
     observed nowhere stay as they are."""
     owners = {space.outer for space in spaces}
-    out = dict(groupings)
-    for space in spaces:
-        stats = statistics.get(space.id)
-        if stats is not None and space.outer is None and space.id not in owners:
-            out[space.id] = regressed_grouping(groupings[space.id], stats)
-    return out
+    alone = {space.id for space in spaces if space.outer is None and space.id not in owners}
+    return {
+        number: regressed_grouping(grouping, statistics[number])
+        if number in alone and number in statistics
+        else grouping
+        for number, grouping in groupings.items()
+    }
 
 
 def regressed_grouping(grouping: Grouping, stats: SpaceStatistics) -> Grouping:

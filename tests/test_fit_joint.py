@@ -4,6 +4,7 @@ import pytest
 import torch
 from fits import CPU, StoppedError, Store, case
 
+from fxfuse.passes import fit_joint as fit_joint_module
 from fxfuse.passes import keeping
 from fxfuse.passes.fit_joint import FUSED, fit_joint
 from fxfuse.passes.fitting import FitPlan
@@ -82,3 +83,22 @@ def test_it_begins_with_whichever_does_better_on_trial(better):
     assert report.start == ("a parent" if better == "start" else FUSED)
     assert report.starts[report.start] == min(report.starts.values())
     assert report.steps == PLAN.joint_steps
+
+
+def test_a_time_limit_shortens_the_schedule(monkeypatch):
+    """Every step takes a second here, and eight are allowed: the learning rate falls to zero over eight."""
+    rates = []
+    now = [0.0]
+    descend = fit_joint_module.descend
+
+    def slow(optimizer, loss, lr):
+        rates.append(lr)
+        now[0] += 1.0
+        descend(optimizer, loss, lr)
+
+    monkeypatch.setattr(fit_joint_module, "descend", slow)
+    monkeypatch.setattr(fit_joint_module.time, "monotonic", lambda: now[0])
+    report = fit(case(), FitPlan(joint_steps=400, batch_size=16, max_seconds=8.0))
+    assert report is not None
+    assert report.steps == 8
+    assert rates[-1] < 0.1 * max(rates)

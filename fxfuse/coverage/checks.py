@@ -24,14 +24,14 @@ from fxfuse.passes.binding import Bound, bind, capture
 from fxfuse.passes.calibrate import calibrate
 from fxfuse.passes.checking import check_equal, difference, outputs_at, plain
 from fxfuse.passes.correspond import correspond
-from fxfuse.passes.group import group
+from fxfuse.passes.group import group_trees
 from fxfuse.passes.precision import doubled, widened
 from fxfuse.passes.rewrite import rewrite
 from fxfuse.pipeline import analyse, fuse
 from fxfuse.presets import METHODS
 from fxfuse.recipe import FitSettings
 from fxfuse.samples import TensorSamples
-from fxfuse.types import Analysis, Axes, FuseResult, Program
+from fxfuse.types import Analysis, Axes, FuseResult, Grouping, Program
 
 LAW = 1e-9
 """Largest change by a permutation, relative to the output, in double precision: rounding is about 1e-15."""
@@ -160,17 +160,23 @@ def itself(row: Subject) -> str:
         weights=shares,
         device=device,
         importance="uniform",
+        batch_size=2,
         rows_per_sample=None,  # a neuron that fires at one position only has to be seen there
     )
     every = pairs.reference.axes.spaces
     widths, targets = {s.id: pairs.widths(s.id) for s in every}, {s.id: s.size for s in every}
     preset = METHODS["rebasin"]
-    groupings = group(every, found, widths, targets, preset.solver, preset.options, shares, 0)
+    seen_spaces = set(found)
+    groupings: dict[int, Grouping] = {}
+    for tree in group_trees(every, found, widths, targets, preset.solver, preset.options, shares, 0):
+        groupings |= tree
+        for number in tree:
+            found.pop(number, None)  # Gram matrices of wide networks take gigabytes
     want, have = outputs(first.program.module, inputs), outputs(rewrite(pairs, groupings, shares), inputs)
     try:
         return _number(_apart(want, have))
     except CheckError as error:
-        unseen = [space.name for space in every if space.id not in found and space.outer is None]
+        unseen = [space.name for space in every if space.id not in seen_spaces and space.outer is None]
         raise CheckError(f"{error}; no value shows {', '.join(unseen)}" if unseen else str(error)) from None
 
 

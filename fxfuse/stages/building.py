@@ -17,9 +17,9 @@ from fxfuse.types import Grouping, SpaceStatistics
 @dataclass(frozen=True, slots=True)
 class Observed:
     """What the data say before anything is grouped: the neurons' statistics by space, none where the method looks at no
-    activations, and how one tensor is to be made of several."""
+    activations, and how one tensor is to be made of several. Grouping lets go of the statistics' Gram matrices."""
 
-    statistics: Mapping[int, SpaceStatistics]
+    statistics: dict[int, SpaceStatistics]
     merge: Merge
 
 
