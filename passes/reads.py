@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import torch
 
+from fxfuse.matrices import multiply
 from fxfuse.types import Grouping, Space, SpaceStatistics
 
 RIDGE = 1e-2
@@ -41,12 +42,12 @@ def regressed_grouping(grouping: Grouping, stats: SpaceStatistics) -> Grouping:
     """One grouping of an ordinary space with unmerge matrices by least squares (module docstring's formula)."""
     gram = stats.gram.to("cpu", torch.float64)
     merge, unmerge = torch.cat(grouping.merge, 1), torch.cat(grouping.unmerge)
-    cross = gram @ merge.T
-    own = merge @ cross
+    cross = multiply(merge, gram, 1)
+    own = multiply(merge, cross, 0)
     ridge = RIDGE * float(own.diagonal().mean())
     if ridge <= 0:
         return grouping
     system = own + ridge * torch.eye(len(own), dtype=torch.float64)
-    change = torch.linalg.solve(system, (cross - unmerge @ own).T).T
+    change = torch.cholesky_solve((cross - multiply(unmerge, own, 0)).T, torch.linalg.cholesky(system)).T
     parts = torch.split(unmerge + change, list(stats.widths))
     return replace(grouping, unmerge=tuple(part.contiguous() for part in parts))

@@ -19,8 +19,9 @@ LARGE = 512
 LEFT_OVER = 0.02
 """Part of the rows that may stay free at the end of a phase: the last rows cost the most bids."""
 
-MOST_BIDS = 50
-"""Bids per row and phase after which a phase ends as it is: it ends far earlier unless costs are nearly all equal."""
+MOST_BIDS = 15
+"""Bids per row and phase after which the auction is given up: it ends far earlier unless many costs are alike, as those
+of dead neurons are, and there plain searches are short."""
 
 BLOCK = 512
 """Rows that bid at once."""
@@ -55,7 +56,9 @@ def prices(cost: Tensor) -> Tensor:
         owner = torch.full((size,), -1)
         free = torch.arange(size)
         bids = 0
-        while len(free) > LEFT_OVER * size and bids < MOST_BIDS * size:
+        while len(free) > LEFT_OVER * size:
+            if bids > MOST_BIDS * size:
+                return torch.zeros_like(price).to(cost.dtype)
             bidders, waiting = free[:BLOCK], free[BLOCK:]
             bids += len(bidders)
             offer = values[bidders] + price
