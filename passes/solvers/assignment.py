@@ -19,7 +19,7 @@ LARGE = 512
 LEFT_OVER = 0.02
 """Part of the rows that may stay free at the end of a phase: the last rows cost the most bids."""
 
-MOST_BIDS = 15
+MOST_BIDS = 40
 """Bids per row and phase after which the auction is given up: it ends far earlier unless many costs are alike, as those
 of dead neurons are, and there plain searches are short."""
 
