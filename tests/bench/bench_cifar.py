@@ -16,8 +16,10 @@ from collections.abc import Sequence
 import torch
 
 from fxfuse import FitSettings, fuse
+from fxfuse.device import pick_device
 from fxfuse.models_zoo import train
 from fxfuse.models_zoo.data import cifar10
+from fxfuse.passes.verify import score
 from fxfuse.samples import TensorSamples
 
 
@@ -50,18 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))]
         samples = cifar10(given.data, True, given.cache).normalised(pool[: given.samples])
         settings = FitSettings(augment=("shift", "flip", "mix")) if given.flip else None
+        # Parents, ensembles and the average are the same beside every method.
+        for row in fuse(parents, evaluation=evaluation, method="average", seed=seed, device=given.device).scores:
+            if row.name != "fused":
+                rows.setdefault(row.name, []).append(100 * (row.accuracy or 0.0))
         for method in given.methods.split(","):
             start = time.process_time()
             result = fuse(
-                parents, calibration=samples, evaluation=evaluation, method=method, seed=seed, device=given.device,
-                fit=settings,
-            )  # fmt: skip
+                parents, calibration=samples, method=method, seed=seed, device=given.device, fit=settings, compare=False
+            )
             cpu.setdefault(method, []).append(time.process_time() - start)
-            for score in result.scores:
-                name = method if score.name == "fused" else score.name
-                if score.accuracy is not None and (name == method or len(cpu) == 1):
-                    rows.setdefault(name, []).append(100 * score.accuracy)
-            print(seed, method, {s.name: s.accuracy for s in result.scores}, result.timings, *result.notes, flush=True)
+            found = score(method, result.module, evaluation, device=pick_device(given.device))
+            rows.setdefault(method, []).append(100 * (found.accuracy or 0.0))
+            print(seed, method, found.accuracy, result.timings, *result.notes, flush=True)
     print("| | accuracy | CPU s |\n| --- | --- | --- |")
     for name, found in rows.items():
         spread = f" ±{statistics.stdev(found):.2f}" if len(found) > 1 else ""
