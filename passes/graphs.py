@@ -6,6 +6,8 @@ and buffer of the user's module under the user's own name, used or not, tied or 
 """
 
 import copy
+import keyword
+import re
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -32,6 +34,11 @@ class Container(nn.Module):
 class CanonicalModule(fx.GraphModule):
     """A graph module whose state dict is exactly the user's, also after ``copy.deepcopy``."""
 
+    def recompile(self) -> Any:
+        """Write the graph's code, whatever the user's modules are called."""
+        spell_keywords(self.graph)
+        return super().recompile()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "CanonicalModule":
         root = Container()
         memo[id(self)] = root  # whatever points back at the graph is not copied twice
@@ -44,6 +51,27 @@ class CanonicalModule(fx.GraphModule):
         twin.meta = dict(self.meta)
         memo[id(self)] = twin
         return twin
+
+
+_PATH = re.compile(r"\bself((?:\.\w+)+)")
+
+
+def spell_keywords(graph: fx.Graph) -> None:
+    """Let the graph's code read modules and parameters by ``getattr`` where their names are Python keywords
+    (``nn.ModuleDict({"in": .., "global": ..})``): ``self.in(x)`` is no Python."""
+    paths = (str(node.target).split(".") for node in graph.nodes if node.op in {"call_module", "get_attr"})
+    if any(keyword.iskeyword(part) for path in paths for part in path):
+        graph.on_generate_code(lambda _: _by_getattr)
+
+
+def _by_getattr(body: list[str]) -> list[str]:
+    def spelt(found: re.Match[str]) -> str:
+        text = "self"
+        for part in found[1].split(".")[1:]:
+            text = f'getattr({text}, "{part}")' if keyword.iskeyword(part) else f"{text}.{part}"
+        return text
+
+    return [_PATH.sub(spelt, line) for line in body]
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import fx, nn
 
 from fxfuse.errors import GraphError
+from fxfuse.passes.graphs import spell_keywords
 
 
 def subgraph(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:
@@ -24,6 +25,7 @@ def subgraph(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[st
             raise GraphError(f"{', '.join(outputs)} needs the graph input {node.name}, which was not given")
         env[node] = graph.node_copy(node, lambda n: env[n])
     graph.output(tuple(env[nodes[name]] for name in outputs))
+    spell_keywords(graph)
     piece = fx.GraphModule(module, graph)
     piece.train(module.training)
     return piece

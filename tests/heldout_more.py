@@ -169,6 +169,18 @@ class Triples(nn.Module):
         return self.head((x + self.out(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))).mean(1))
 
 
+class Keywords(nn.Module):
+    """Modules and parameters under names that Python keeps for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = nn.ModuleDict({"in": nn.Linear(6, 8), "global": nn.ModuleDict({"out": nn.Linear(8, 4)})})
+        self.scale = nn.ParameterDict({"lambda": nn.Parameter(torch.ones(8))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.path["global"]["out"](torch.tanh(self.path["in"](x)) * self.scale["lambda"])
+
+
 MORE = {
     "transposed parameters": (BothWays, TOKENS),
     "extremes": (Gates, IMAGE),
@@ -180,4 +192,5 @@ MORE = {
     "complex weights": (Fourier, (3, 10)),
     "record": (Record, VECTOR),
     "packed innermost": (Triples, TOKENS),
+    "keywords": (Keywords, VECTOR),
 }

@@ -37,6 +37,7 @@ SPACES_MORE = {
     "complex weights": "6 8",
     "record": "8 8",
     "packed innermost": "2 3 6",
+    "keywords": "8",
 }
 ALL = NETS | MORE
 
