@@ -258,7 +258,7 @@ def _running(description: str) -> Iterator[None]:
         yield
     except FuseError as error:
         raise DataError(f"{description}: {error}") from None
-    except Exception as error:
+    except Exception as error:  # the user's code may raise anything
         text = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{description}: {text}") from error
 

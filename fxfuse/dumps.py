@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fxfuse.errors import OutputError
+from fxfuse.output import check_file
 from fxfuse.partition_files import WRITERS
 from fxfuse.partition_record import (
     FORMAT,
@@ -68,6 +69,14 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ri
     return table
 
 
+def check_partition_file(path: str | Path) -> None:
+    """Raise ``OutputError`` where :func:`write_partition` could not write: an unknown suffix, or no such folder."""
+    if Path(path).suffix.lower() not in WRITERS:
+        known = ", ".join(sorted(WRITERS))
+        raise OutputError(f"cannot write a partition to {path}: its suffix must be one of {known}")
+    check_file(path)
+
+
 def write_partition(source: Analysis | PartitionRecord, path: str | Path) -> None:
     """Write a partition in the format that the suffix of ``path`` names.
 
@@ -75,12 +84,9 @@ def write_partition(source: Analysis | PartitionRecord, path: str | Path) -> Non
     written.
     """
     path = Path(path)
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        known = ", ".join(sorted(WRITERS))
-        raise OutputError(f"cannot write a partition to {path}: its suffix must be one of {known}")
+    check_partition_file(path)
     try:
-        writer(_record(source), path)
+        WRITERS[path.suffix.lower()](_record(source), path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 

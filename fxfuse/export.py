@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -57,13 +57,15 @@ class OnnxReport:
 @dataclass(frozen=True, slots=True)
 class LoadedResult:
     """An output folder read back: ``module`` computes the fused network, ``example`` is a small batch of its inputs,
-    ``levels`` the rows of ``levels.json`` (empty if there is no such file)."""
+    ``levels`` the rows of ``levels.json`` (empty if there is no such file), ``classes`` the names of the head's rows
+    where the parents had label maps."""
 
     folder: Path
     program: ExportedProgram
     module: fx.GraphModule
     example: tuple[Tensor, ...]
     levels: tuple[dict[str, Any], ...]
+    classes: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------- ONNX
@@ -180,7 +182,7 @@ def _check_onnx(
         feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
         try:
             got = [torch.as_tensor(value) for value in session.run(None, feed)]
-        except Exception as error:
+        except Exception as error:  # the same
             message = f"onnxruntime cannot run the network written for {path} at batch size {batch}"
             raise ExportError(f"{message}: {first_line(error)}") from error
         found = differences(expected, got)
@@ -333,23 +335,25 @@ def load_result(folder: str | Path) -> LoadedResult:
     try:
         with quiet():
             program = torch.export.load(program_file)
-    except Exception as error:
+    except Exception as error:  # torch documents none here, and a damaged archive raises nearly anything
         raise SourceError(f"cannot load {program_file}: {first_line(error)}") from error
-    _adopt(program, weights_file)
+    classes = _adopt(program, weights_file)
     args = program.example_inputs[0] if program.example_inputs else ()
     example = tuple(x for x in tree_leaves(args) if isinstance(x, Tensor))
     if not example:
         raise SourceError(f"{program_file} holds no example inputs; write it with fxfuse")
     with quiet():
         module = program.module()
-    return LoadedResult(folder, program, module, example, _levels(levels_file))
+    return LoadedResult(folder, program, module, example, _levels(levels_file), classes)
 
 
-def _adopt(program: ExportedProgram, weights_file: Path) -> None:
-    """Copy the weights of a safetensors file into a program."""
+def _adopt(program: ExportedProgram, weights_file: Path) -> tuple[str, ...]:
+    """Copy the weights of a safetensors file into a program; the names of its classes, if it has any."""
     try:
         weights = load_file(weights_file)
-    except (OSError, SafetensorError) as error:
+        with safe_open(weights_file, framework="pt") as file:
+            classes = json.loads((file.metadata() or {}).get(CLASSES_KEY, "[]"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"cannot load {weights_file}: {first_line(error)}") from error
     state = program.state_dict
     missing, unknown = state.keys() - weights.keys(), weights.keys() - state.keys()
@@ -363,6 +367,7 @@ def _adopt(program: ExportedProgram, weights_file: Path) -> None:
                 shapes = f"{tuple(value.shape)} instead of {tuple(state[name].shape)}"
                 raise WeightsError(f"'{name}' in {weights_file} has shape {shapes}, as in the model.pt2 beside it")
             state[name].copy_(value)
+    return tuple(map(str, classes))
 
 
 def _levels(file: Path) -> tuple[dict[str, Any], ...]:

@@ -94,8 +94,9 @@ def data_of(text: str | None) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"not a mapping in YAML: {text} ({error})") from None
+    except yaml.YAMLError:
+        example = "'{source: images, limit: 400}'"
+        raise RecipeError(f"Data must be a source or a mapping in YAML, {example}. Got {text!r}.") from None
 
 
 def target_of(text: str | None) -> Any:

@@ -67,6 +67,17 @@ class Checkpoint:
         return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', key)[:60]}-{digest}.safetensors"
 
 
+def check_file(path: str | Path) -> None:
+    """Raise ``OutputError`` where a file of that name cannot be written: told before the work, not after."""
+    path = Path(path)
+    if not path.name or path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write {path}: the folder {path.parent} may not be written")
+
+
 def kept(path: str | Path | None) -> bool:
     """Whether an interrupted run that was to write ``path`` has left something to go on with."""
     return path is not None and len(OutputFolder(path, {}).checkpoint) > 0

@@ -39,8 +39,7 @@ def load_program(path: Path, subject: str) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the age of the format
             return torch.export.load(path).module()
-    except Exception as error:
-        # torch documents no exceptions here, and a damaged archive raises nearly anything.
+    except Exception as error:  # torch documents none here, and a damaged archive raises nearly anything
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise SourceError(f"{subject}: {path} cannot be read by torch.export.load, or it is damaged: {text}") from error
     finally:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
-from fxfuse.data import samples_from
+from fxfuse.data import in_label_space, samples_from
 from fxfuse.device import pick_device
 from fxfuse.errors import DataError
 from fxfuse.export import OnnxReport, load_result, to_onnx
+from fxfuse.output import check_file
 from fxfuse.passes.verify import score
 from fxfuse.recipe import DataSpec, load_recipe
 from fxfuse.types import Score, parameter_count
@@ -29,6 +30,7 @@ def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str
     where = pick_device(device)
     loaded = load_result(folder)
     samples = samples_from(data if isinstance(data, DataSpec) else _as_before(folder, data))
+    samples = in_label_space(samples, loaded.classes)
     module = move_to_device_pass(loaded.program, where).module()
     inputs, _ = samples.take(torch.arange(min(2, len(samples))))
     shapes = [tuple(x.shape[1:]) for x in inputs]
@@ -37,7 +39,12 @@ def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str
             f"{folder} takes samples of shape {_listed(wanted)}; {samples.description} has {_listed(shapes)}."
         )
 
+    if not samples.labelled:
+        raise DataError(f"{samples.description} has no labels, so there is nothing to measure; give labelled data.")
+
     def network(*tensors: Tensor) -> Any:  # a function, because an exported module refuses to be told its mode
+        if not all(bool(x.isfinite().all()) for x in tensors):
+            raise DataError(f"{samples.description} has NaN or infinite values; every input must be finite.")
         return module(*tensors)
 
     figures = score("fused", network, samples, device=where)
@@ -46,8 +53,9 @@ def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str
 
 def export(folder: str | Path, onnx: str | Path) -> OnnxReport:
     """Write the network in an output folder as ONNX, checked in onnxruntime. Raises a ``FuseError``."""
+    check_file(onnx)
     loaded = load_result(folder)
-    return to_onnx(loaded.program, loaded.example, onnx, level_table=loaded.levels)
+    return to_onnx(loaded.program, loaded.example, onnx, level_table=loaded.levels, classes=loaded.classes)
 
 
 def _as_before(folder: Path, source: str | None) -> DataSpec:

@@ -90,7 +90,7 @@ def capture(module: nn.Module, example: Any, path: str, name: str) -> tuple[Boun
         TraceError: there is no such sub-module, or the run does not reach it.
         DataError: the module rejects the example.
     """
-    modules = dict(module.named_modules())
+    modules = {place: inner for place, inner in module.named_modules() if place}
     if path not in modules:
         raise TraceError(f"{name} has no sub-module {path!r}; {nearest(path, modules)}"[:600])
     target = modules[path]
@@ -106,9 +106,11 @@ def capture(module: nn.Module, example: Any, path: str, name: str) -> tuple[Boun
         kwargs = dict(example) if isinstance(example, Mapping) else {}
         with torch.no_grad():
             module(*args, **kwargs)
-    except Exception as error:
+    except Exception as error:  # the user's code; what happens behind the sub-module does not matter
         if not caught:
-            raise DataError(f"{name} rejects the example: {str(error).strip().splitlines()[0]}") from error
+            raise DataError(
+                f"{name} rejects the example: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            ) from error
     finally:
         handle.remove()
     if not caught:

@@ -55,7 +55,7 @@ def outputs_at(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], nam
     try:
         with plain_attention():
             return plain(module(*args, **kwargs))
-    except Exception as error:
+    except Exception as error:  # the user's code may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name} rejects inputs of shape {shapes}: {reason}") from error

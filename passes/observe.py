@@ -98,7 +98,7 @@ class Observer(fx.Interpreter):
                 return super().run(*inputs, enable_io_processing=False)
         except (torch.OutOfMemoryError, DataError):
             raise
-        except Exception as error:
+        except Exception as error:  # whatever the network's operators raise at such inputs
             shapes = ", ".join(str(list(x.shape)) for x in inputs)
             reason = str(error).strip().split("\n")[0]
             raise DataError(

@@ -113,7 +113,7 @@ def pool_norms(module: fx.GraphModule, batches: Iterable[Sequence[Tensor]]) -> i
                 runner.run(*inputs)
             for node, norm in norms.items():
                 norm.write(place(node))
-        except BaseException:
+        except BaseException:  # an interruption too: statistics half written are worse than the old ones
             for norm, (mean, var) in zip(norms.values(), kept, strict=True):
                 norm.mean.copy_(mean)
                 norm.var.copy_(var)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxfuse.errors import MethodError
 from fxfuse.layouts import resized, spaces_in
@@ -51,7 +51,7 @@ def scale(analysis: Analysis, factor: float, fixed: Collection[int] = ()) -> Ana
 def resize(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
     """``analysis`` for a network with ``sizes[space]`` neurons; its parameters are empty and wait to be written.
 
-    Raises ``MethodError`` if the graph has a size baked in that does not follow.
+    Raises ``MethodError`` if the graph has a size baked in that does not follow, or memory does not suffice.
     """
     resized_one = _rebuilt(analysis, sizes)
     reason = _wrong_value(resized_one)
@@ -72,7 +72,7 @@ def _wrong_value(analysis: Analysis) -> str | None:
     try:
         shapes = (meta_shapes if meta else value_shapes)(analysis.program)
     except Exception as error:  # whatever an operator says of sizes that do not fit
-        return str(error).strip().splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     outputs = {node.name for node in output_nodes(analysis.program.module.graph)}
     for node, meaning in analysis.axes.values.items():
         # Constants that follow a width (an initial state of zeros) are not neurons; an output must stay as it is.
@@ -90,6 +90,14 @@ def _cannot(analysis: Analysis, reason: str) -> MethodError:
     )
 
 
+def _zeros(like: Tensor, shape: list[int], name: str) -> Tensor:
+    try:
+        return like.new_zeros(shape)
+    except (RuntimeError, MemoryError) as error:  # what torch says of an allocation that fails
+        size = " x ".join(map(str, shape))
+        raise MethodError(f"{name} of {size} does not fit into memory; take a smaller target") from error
+
+
 def _rebuilt(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
     module = copy.deepcopy(analysis.program.module)
     state = {
@@ -105,7 +113,7 @@ def _rebuilt(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
         if list(old.shape) == shape:
             continue
         if isinstance(old, nn.Parameter):
-            fresh = replaced.setdefault(id(old), nn.Parameter(old.new_zeros(shape), old.requires_grad))
+            fresh = replaced.setdefault(id(old), nn.Parameter(_zeros(old, shape, name), old.requires_grad))
             setattr(holder, key, fresh)
         else:
             setattr(holder, key, old.new_ones(shape))

@@ -35,7 +35,7 @@ def value_shapes(program: Program) -> dict[str, tuple[int, ...] | None]:
     """The shape of every node that yields a tensor, ``None`` for a node that yields several; others are left out."""
     try:
         return meta_shapes(program)
-    except Exception:  # an operator without a meta kernel: run it for real
+    except Exception:  # an operator without a meta kernel: run it for real, and let that raise
         recorder = _Shapes(program.module)
         with torch.inference_mode():
             recorder.run(*program.example)

@@ -19,6 +19,7 @@ Captured = pytest.CaptureFixture[str]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = run_cases.workspace(tmp_path_factory.mktemp("cli"))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(run_cases.entries("fused")))
+    (folder / "wrong.yaml").write_text(yaml.safe_dump(run_cases.entries("fused", parents=["net.py:Nett"])))
     return folder
 
 
@@ -224,7 +225,19 @@ def test_ctrl_c_before_anything_is_kept(capsys: Captured, monkeypatch: pytest.Mo
         (["inspect", "net.py:Net", "--input", "2,4", "--granularity", "stam"], "did you mean 'stem'?"),
         (["inspect", "net.py:Net", "--input", "2,4", "--out", "net.pdfx"], "its suffix must be one of"),
         (["inspect", "net.py:Branching", "--input", "2,4"], "this line stops every front end"),
+        (["fuse", "recipe.yaml", "--target", "1e9"], "does not fit into memory"),
+        (["fuse", "recipe.yaml", "--leaf", "sten"], "of the path or class 'sten' to keep whole; did you mean 'stem'"),
+        (["fuse", "recipe.yaml", "--submodule", "sten"], "did you mean 'stem'? Known: block, head, norm, stem"),
+        (["fuse", "recipe.yaml", "--calibration", "{source: [}"], "Data must be a source or a mapping in YAML"),
+        (["inspect", "net.py:Net", "--out", "nowhere/net.svg"], "there is no folder nowhere"),
+        (["compare", "recipe.yaml", "--out", "net.py"], "cannot be used: File exists"),
+        (["compare", "wrong.yaml", "--out", "bad"], "did you mean 'Net'?"),
+        (["coverage", "--only", "alexnet", "--out", "net.py"], "net.py/rows cannot be made: Not a directory"),
+        (["coverage", "--seconds", "-1", "--out", "bad"], "Invalid value for '--seconds'"),
+        (["demo", "--seed", "-1", "--out", "bad"], "Invalid value for '--seed'"),
         (["eval", "."], "is not a result of fxfuse"),
+        (["export", ".", "--onnx", "nowhere/x.onnx"], "there is no folder nowhere"),
+        (["export", ".", "--onnx", "."], "it is a folder; name a file"),
         (["export", ".", "--onnx", "x.onnx"], "is not a result of fxfuse"),
     ],
 )

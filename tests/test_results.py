@@ -42,6 +42,44 @@ def test_evaluation_says_what_does_not_fit(finished: RunOutcome, tmp_path: Path)
         evaluate(tmp_path)
 
 
+def spoilt(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path, **{"inputs": np.ones((8, 4), np.float32), "labels": np.zeros(8, int), **arrays})
+    return str(path)
+
+
+def test_nothing_is_measured_on_what_cannot_be(finished: RunOutcome, tmp_path: Path) -> None:
+    bare = str(run_cases.data(tmp_path / "bare.npz"))
+    with pytest.raises(DataError, match=r"bare\.npz has no labels, so there is nothing to measure"):
+        evaluate(finished.folder, bare)
+    with pytest.raises(DataError, match=r"gap\.npz has NaN or infinite values"):
+        evaluate(finished.folder, spoilt(tmp_path / "gap.npz", inputs=np.full((8, 4), np.nan, np.float32)))
+    with pytest.raises(DataError, match=r"lie in 0\.\.2, .* Got 9"):
+        evaluate(finished.folder, spoilt(tmp_path / "nine.npz", labels=np.full(8, 9)))
+
+
+def test_named_classes_are_found_by_their_names(place: Path) -> None:
+    """The data's order of the classes is not the network's."""
+    (place / "named.py").write_text(
+        "import torch\n"
+        "class Named(torch.utils.data.Dataset):\n"
+        "    def __init__(self, classes):\n"
+        "        self.classes = classes\n"
+        "    def __len__(self):\n"
+        "        return 12\n"
+        "    def __getitem__(self, i):\n"
+        "        x = torch.randn(4, generator=torch.Generator().manual_seed(i))\n"
+        "        return x, self.classes.index('abc'[i % 3])\n"
+    )
+    parents = [{"source": "net.py:Net", "weights": f"{name}.safetensors", "labels": ["a", "b", "c"]} for name in "ab"]
+    outcome = run(recipe(place, "classes", method="average", parents=parents, evaluation=None))
+    found = [
+        evaluate(outcome.folder, DataSpec(source=f"{place / 'named.py'}:Named(classes={order})"))[0].accuracy
+        for order in (["a", "b", "c"], ["c", "a", "b"])
+    ]
+    assert found[0] == found[1]
+    assert 0 < found[0] < 1
+
+
 def test_a_result_is_exported(finished: RunOutcome, tmp_path: Path) -> None:
     report = export(finished.folder, tmp_path / "f.onnx")
     assert report.batches == (1, 3, 17)

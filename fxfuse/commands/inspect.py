@@ -43,11 +43,13 @@ def inspect_command(
     `fxfuse inspect net.py:build --weights a.safetensors --granularity layer --json`
     """
     from fxfuse.console import analysis_notes, make_console, say
-    from fxfuse.dumps import level_table, opaque_table, space_table, write_partition
+    from fxfuse.dumps import check_partition_file, level_table, opaque_table, space_table, write_partition
     from fxfuse.inspection import inspect
     from fxfuse.partition_record import summarise, to_json
     from fxfuse.recipe import ParentSpec
 
+    for path in out or []:
+        check_partition_file(path)
     found = inspect(
         ParentSpec(source=source, weights=weights),
         inputs or (),

@@ -20,7 +20,7 @@ def methods_command(as_json: Json = False) -> None:
 
 def demo_command(
     out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = "fxfuse-demo",
-    seed: Annotated[int, typer.Option(help="Seed of the training and of the fusion.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of the fusion.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train three small networks on handwritten digits, fuse them, and compare. Takes less than a minute.

@@ -7,7 +7,9 @@ from typing import Any
 
 from fxfuse.comparison import cell
 from fxfuse.errors import OutputError
+from fxfuse.loading import load_inputs
 from fxfuse.output import difference, write_atomically
+from fxfuse.progress import QuietProgress
 from fxfuse.recipe import Recipe
 
 
@@ -16,9 +18,11 @@ def run_all(
 ) -> list[cell.Run]:
     """All runs, each in a process of its own, with their state under ``folder``.
 
-    A run that is done is read; one that was interrupted goes on, one that failed is tried again. Raises
-    ``OutputError`` where the folder is another comparison's, ``KeyboardInterrupt`` with the run under way kept.
+    A run that is done is read; one that was interrupted goes on, one that failed is tried again. Raises a ``FuseError``
+    where parents or data cannot be used whatever the method, or the folder is another comparison's, and
+    ``KeyboardInterrupt`` with the run under way kept.
     """
+    load_inputs(recipe, QuietProgress())  # what no method can do without is told once, and at once
     claim(folder, recipe)
     runs = []
     for seed in seeds:
@@ -49,8 +53,10 @@ def claim(folder: Path, recipe: Recipe) -> None:
         if earlier is None and any(folder.iterdir()):
             raise OutputError(f"The folder {folder} is not empty and holds no comparison; choose another.")
         write_atomically(mark, json.dumps(identity, indent=1).encode()) if earlier is None else None
-    except (OSError, ValueError) as error:
-        raise OutputError(f"The folder {folder} cannot be used: {error}; choose another.") from None
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be used: {error.strerror or error}; choose another.") from None
+    except ValueError:
+        raise OutputError(f"{mark} is damaged; choose another folder.") from None
     if earlier is not None and earlier != identity:
         raise OutputError(
             f"The runs in {folder} are of another recipe ({difference(earlier, identity)}); choose another folder."

@@ -24,9 +24,9 @@ def coverage_command(
         bool, typer.Option("--laws", help="Only the columns about the analysis; a later run does the rest.")
     ] = False,
     again: Annotated[str, typer.Option(help="Finished rows to run anew: none, failed, other (code), all.")] = "none",
-    seconds: Annotated[float, typer.Option(help="Time limit of one model.")] = 900.0,
-    gigabytes: Annotated[float, typer.Option(help="Memory limit of one model (Linux).")] = 12.0,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Models side by side.")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="Time limit of one model.")] = 900.0,
+    gigabytes: Annotated[float, typer.Option(min=0.1, help="Memory limit of one model (Linux).")] = 12.0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Models side by side.")] = 1,
 ) -> None:
     """Run fxfuse over many architectures and write which laws hold: the coverage matrix.
 

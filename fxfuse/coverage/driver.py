@@ -13,6 +13,7 @@ from fxfuse.coverage.checks import COLUMNS
 from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import Outcome, Record, read
 from fxfuse.coverage.worker import work
+from fxfuse.errors import OutputError
 
 LATE = "did not come to its end"
 
@@ -47,7 +48,10 @@ def run_rows(
     ``again`` says which finished rows to run anew: ``none``, those that are not ``green``, those of ``other`` code, or
     ``all``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be made: {error.strerror or error}; choose another.") from None
     code = fingerprint()
     found = {name: read(folder, name) for name in rows}
     left = [name for name, record in found.items() if record is None or _again(record, again, code, limits)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxfuse.data import few_inputs
 from fxfuse.data_checks import check_labels
-from fxfuse.errors import DataError
+from fxfuse.errors import DataError, TraceError, nearest
 from fxfuse.label_space import LabelSpace, class_count
 from fxfuse.passes.axes import axes
 from fxfuse.passes.class_spaces import check_classes, check_same_classes, class_spaces, with_classes
@@ -45,13 +45,26 @@ def analyse(
 
     ``example`` is a batch of two or more inputs: a tensor, a tuple of them, or a mapping by forward argument. The
     model is copied and left as it is. With ``classes`` the outputs of that many classes may get others
-    (:mod:`fxfuse.label_space`). Raises ``TraceError`` if no graph can be made of it.
+    (:mod:`fxfuse.label_space`). Raises ``TraceError`` if no graph can be made of
+    it, and for a leaf that it does not have.
     """
+    _check_leaves(module, leaves, submodule, name)
     program = trace(module, example, name=name, leaves=leaves, submodule=submodule, front_end=front_end)
     if classes is not None:
         check_classes(program, classes)
     meaning = axes(program, classes=classes)
     return Analysis(program, meaning, partition(program, meaning, granularity))
+
+
+def _check_leaves(module: nn.Module, leaves: Sequence[str], submodule: str | None, name: str) -> None:
+    modules = dict(module.named_modules())
+    inside = dict(modules.get(submodule or "", module).named_modules())
+    known = {path for path in inside if path} | {type(part).__name__ for part in inside.values()}
+    for leaf in leaves:
+        if leaf not in known:
+            raise TraceError(
+                f"{name} has no module of the path or class {leaf!r} to keep whole; {nearest(leaf, known)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
