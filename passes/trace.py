@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
@@ -62,6 +63,7 @@ def trace(
         bound, twin = capture(twin, example, submodule, name)
     else:
         bound = bind(twin, example, name)
+    _check_open(twin, name)
     outputs_at(twin, bound, bound.tensors, name)
     inputs = [random_like(bound.tensors, size, seed) for seed, size in enumerate(LANES)]
     try:
@@ -86,6 +88,16 @@ def trace(
         "followed as a leaf (leaves, --leaf), which keeps it whole, or take only a part of the network (submodule, "
         "--submodule)"
     )
+
+
+def _check_open(module: nn.Module, name: str) -> None:
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{name} holds compiled TorchScript at {path or 'its root'}, whose parameters no graph can own; give "
+                "the Python module that it was compiled from, or take a part of the network without it (submodule, "
+                "--submodule)"
+            )
 
 
 def _listed(failures: dict[str, str]) -> list[str]:

@@ -278,6 +278,14 @@ def test_an_unknown_argument_is_named():
         trace(Tied(), {"id": torch.randint(20, (2, 5))})
 
 
+def test_compiled_parts_are_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler is deprecated, what it made is still around
+        module = nn.Sequential(nn.Linear(3, 4), torch.jit.script(nn.Linear(4, 2)))
+    with pytest.raises(TraceError, match=r"compiled TorchScript at 1, .* give the Python module"):
+        trace(module, torch.randn(2, 3))
+
+
 def test_a_fixed_batch_size_is_refused():
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
