@@ -6,10 +6,8 @@ each, so that each parent is good at three or four digits and poor at the rest, 
 everything. What is fused and how is written as a recipe first; the demo then runs that recipe, as a user would.
 """
 
-import contextlib
 import shlex
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from fxfuse.errors import ExportError, OutputError
 from fxfuse.models_zoo.convnets import digits_net
 from fxfuse.models_zoo.data import Images, class_mix, digits, hold_out
 from fxfuse.models_zoo.train import Settings, train
+from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.progress import Progress, make_progress
 from fxfuse.recipe import load_recipe
 from fxfuse.report import result_table
@@ -61,7 +60,8 @@ def demo(folder: str | Path = "fxfuse-demo", seed: int = 0, *, quiet: bool = Fal
     folder = Path(folder)
     console = Console(quiet=True) if quiet else make_console()
     _claim(folder)
-    with _one_thread(), make_progress("quiet" if quiet else "auto") as progress:
+    # networks as small as these run no faster on two threads, and far slower on a busy machine
+    with one_thread(), make_progress("quiet" if quiet else "auto") as progress:
         say(console, "Three small convolutional networks, each trained on unequal parts of 1,137 handwritten digits:")
         test = _prepare(folder, seed, progress, console)
         recipe = load_recipe(folder / "recipe.yaml")
@@ -85,17 +85,6 @@ def _claim(folder: Path) -> None:
         (folder / "recipe.yaml").write_text(f"{MARK}\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}; choose another by --out.") from None
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Networks as small as these run no faster on two threads, and far slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _prepare(folder: Path, seed: int, progress: Progress, console: Console) -> Images:

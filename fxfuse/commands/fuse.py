@@ -89,7 +89,9 @@ def fuse_command(
     joint_steps: Annotated[int | None, typer.Option(help="Steps of fitting all levels together.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the fit.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Batch size of the fit.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Time limit of each level's fit, and of the joint fit.")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Time limit of each level's fit, and of the joint fit.")
+    ] = None,
     start: Annotated[str | None, typer.Option(help="auto, or fused: never begin with a parent's weights.")] = None,
     repair: Annotated[str | None, typer.Option(help="norms, or rescale: layers without a norm too.")] = None,
     augment: Annotated[str | None, typer.Option(help="auto, none, or names: shift,flip.")] = None,
