@@ -99,6 +99,14 @@ def test_from_the_command_line_and_again(tmp_path, monkeypatch, capsys):
     assert "`granularity` was 'layer' and is 'block'" in capsys.readouterr().err
 
 
+def test_where_no_method_can_run_the_table_says_why_and_the_status_is_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workspace(tmp_path))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(entries()))
+    assert main(["compare", "recipe.yaml", "--methods", "ties", "--out", "compared"]) == 2
+    assert "base" in capsys.readouterr().out
+    assert "base" in (tmp_path / "compared/compare.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"), [(["--methods", "hungarain"], "hungarian"), (["--seeds", "0,x"], "--seeds must be numbers")]
 )

@@ -19,7 +19,8 @@ def compare_command(
 ) -> None:
     """Run one recipe with many methods and seeds, one process each, and write one table.
 
-    An interrupted comparison goes on where it was. A method that cannot run has its reason in the table.
+    An interrupted comparison goes on where it was. A method that cannot run has its reason in the table; exit status 2
+    if none could.
 
     Example: `fxfuse compare recipe.yaml --methods average,ot,hungarian-gradient --seeds 0,1,2 --out compared`
     """
@@ -37,3 +38,5 @@ def compare_command(
     if not quiet:
         console.print(plain_table(*summary(runs)))
         say(console, f"written: {', '.join(str(path) for path in written)}")
+    if not any(run.rows for run in runs):
+        raise typer.Exit(2)
