@@ -90,7 +90,7 @@ def build(source: str, args: Mapping[str, Any], subject: str) -> tuple[nn.Module
         return load_program(path, subject), {str(path): sha256_of(path)}
     made = Reference(source, subject, SourceError).make(args)
     if not isinstance(made.value, nn.Module):
-        raise SourceError(f"{subject}: {source} gives {type(made.value).__name__}, not a torch.nn.Module.")
+        raise SourceError(f"{subject}: {source} gives a {type(made.value).__name__}, not a torch.nn.Module.")
     return made.value, {} if made.file is None else {str(made.file): sha256_of(made.file)}
 
 

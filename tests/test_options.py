@@ -54,7 +54,7 @@ def test_words_become_values() -> None:
     assert target_of("0.5") == 0.5
     assert target_of("m:f") == "m:f"
     assert [granularity_of(text) for text in ("layer", "7", "a,b")] == ["layer", 7, ["a", "b"]]
-    with pytest.raises(RecipeError, match="not a mapping in YAML"):
+    with pytest.raises(RecipeError, match="a source or a mapping in YAML"):
         data_of("{source: [")
 
 
