@@ -175,6 +175,8 @@ def _by_keyword(node: fx.Node) -> dict[str, Any] | None:
     """A call's arguments by name, defaults included, where its signature is known."""
 
     def kind(value: Any) -> Any:
+        if isinstance(value, tuple | list) and value and all(isinstance(entry, int) for entry in value):
+            return list[int]  # older torch has overloads by dimensions' names beside those by their numbers
         return Tensor if isinstance(value, fx.Node) else type(value)
 
     found = normalize_function(
