@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxfuse.errors import TraceError
 from fxfuse.models_zoo import ZOO, randomise
 from fxfuse.passes.checking import difference, plain
 from fxfuse.passes.graphs import assemble, attribute, copy_graph, has_attribute
@@ -328,7 +329,12 @@ def test_stacked_recurrent_layers_are_written_out(front_end, layer, given):
             out, state = self.layer(batched, first)
         return out, state
 
-    model, module = traced(run, torch.randn(2, 5, 4), state={"layer": layer}, front_end=front_end)
+    try:
+        model, module = traced(run, torch.randn(2, 5, 4), state={"layer": layer}, front_end=front_end)
+    except TraceError as error:
+        if "hx and cx should also be 3-D" not in str(error):
+            raise
+        pytest.skip("this torch's export does not follow an LSTM that is given another one's state (2.9 does not)")
     assert kinds(module) == []
     assert list(module.state_dict()) == list(model.state_dict())
     weights = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
