@@ -58,6 +58,11 @@ class Chosen:
         if self.budget is not None:
             choose_cut(pairs, self.budget, members_of(shares))
 
+    @property
+    def widens(self) -> bool:
+        """Whether a budget is spent on neurons."""
+        return self.budget is not None and self.dial == "neurons"
+
     def widened(
         self,
         pairs: Correspondence,
@@ -65,8 +70,8 @@ class Chosen:
         shares: tuple[float, ...],
         classes: LabelSpace | None,
     ) -> tuple[Correspondence, tuple[str, ...]]:
-        """The parents with a target as wide as the budget allows, where it is spent on neurons, and what was done."""
-        if self.budget is None or self.dial != "neurons":
+        """The parents with a target as wide as the budget allows, which is spent on neurons, and what was done."""
+        if self.budget is None:
             return pairs, ()
         fixed = () if classes is None else class_spaces(pairs.reference, classes.size)
         wide, found = widened(pairs, statistics, shares, self.budget, fixed=fixed)

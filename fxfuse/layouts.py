@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxfuse.matrices import multiply
+from fxfuse.matrices import dense, multiply
 from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, TensorAxes
 
 Environment = dict[int, tuple[int, int, bool]]
@@ -71,7 +71,7 @@ class Merger:
         assert isinstance(leaf, Leaf)
         assert leaf.space is not None
         read = (path[at].dim, leaf.space) in axes.reads
-        matrix = self._matrix(leaf.space, read, env)
+        matrix = dense(self._matrix(leaf.space, read, env))
         matrix = matrix.T if read else matrix
         rest = [*path[:at], *path[at + 1 :]]
         rows: list[Tensor] = []

@@ -3,6 +3,9 @@
 Most of them are nearly empty: a permutation, a selection, groups to which each neuron belongs once. Where every row has
 one entry at most, multiplying is picking; where a large matrix is sparse, it is adding up rows; elsewhere it is a dense
 product. Forms are kept as long as the matrix lives: the same few matrices merge thousands of values.
+
+Large and nearly empty matrices are themselves kept as torch's sparse tensors (:func:`compact`): a grouping of two times
+5,120 neurons takes a third of a megabyte instead of 420.
 """
 
 from dataclasses import dataclass
@@ -61,6 +64,18 @@ class _Dense:
         return product.movedim(-1, dim)
 
 
+def compact(matrix: Tensor) -> Tensor:
+    """The same matrix, sparse (COO) where it is large and nearly empty."""
+    if matrix.ndim != 2 or matrix.numel() < LARGE or int(matrix.count_nonzero()) * SPARSE > matrix.numel():
+        return matrix
+    return matrix.to_sparse(2).coalesce()
+
+
+def dense(matrix: Tensor) -> Tensor:
+    """The same matrix with all its zeros."""
+    return matrix.to_dense() if matrix.is_sparse else matrix
+
+
 def multiply(matrix: Tensor, x: Tensor, dim: int, *, transposed: bool = False) -> Tensor:
     """``matrix`` (or its transpose) times ``x`` along one dimension: ``x.shape[dim]`` becomes the matrix's rows.
 
@@ -77,19 +92,24 @@ def multiply(matrix: Tensor, x: Tensor, dim: int, *, transposed: bool = False) -
 
 
 def _form(matrix: Tensor, x: Tensor) -> _Picked | _Summed | _Dense:
-    rows, columns = matrix.nonzero(as_tuple=True)
+    if matrix.is_sparse:
+        matrix = matrix.coalesce()
+        (rows, columns), entries = matrix.indices(), matrix.values()
+    else:
+        rows, columns = matrix.nonzero(as_tuple=True)
+        entries = matrix[rows, columns]
     counts = torch.bincount(rows, minlength=len(matrix))
     if int(counts.max()) <= 1:
         picked = torch.zeros(len(matrix), dtype=torch.long, device=matrix.device)
         picked[rows] = columns
         factor = torch.zeros(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        factor[rows] = matrix[rows, columns]
+        factor[rows] = entries
         plain = bool((factor == 1).all())
         return _Picked(picked.to(x.device), None if plain else factor.to(x.device, x.dtype))
     # Adding up is not reproducible on CUDA, where the dense product is fast.
     if x.device.type == "cpu" and matrix.numel() >= LARGE and len(rows) * SPARSE <= matrix.numel():
-        return _Summed(rows, columns, matrix[rows, columns].to(x.dtype), len(matrix))
-    return _Dense(matrix.to(x.device, x.dtype))
+        return _Summed(rows, columns, entries.to(x.dtype), len(matrix))
+    return _Dense(dense(matrix).to(x.device, x.dtype))
 
 
 def _along(values: Tensor, dim: int, dims: int) -> Tensor:

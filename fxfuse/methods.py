@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fxfuse.errors import MethodError, nearest
 from fxfuse.label_space import LabelSpace
+from fxfuse.matrices import compact
 from fxfuse.passes.ancestry import kinship_note
+from fxfuse.passes.calibrate import Round
 from fxfuse.passes.class_spaces import class_spaces
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.group import group_trees
@@ -77,7 +79,7 @@ def check_needs(preset: Preset, method: str, samples: bool, base: bool, precisio
         raise MethodError(f"method {method!r} uses no precisions; take 'kl', or leave them out")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grouped:
     """The groupings, and the statistics that they were made from, without their Gram matrices."""
 
@@ -87,7 +89,7 @@ class Grouped:
 
 def group_parents(
     pairs: Correspondence,
-    statistics: dict[int, SpaceStatistics],
+    rounds: Iterable[Round],
     preset: Preset,
     importance: ImportanceName,
     shares: tuple[float, ...],
@@ -95,35 +97,41 @@ def group_parents(
     union: LabelSpace | None = None,
     precisions: Precisions = (),
 ) -> Grouped:
-    """Group the neurons as the preset says. ``statistics`` are those of activations, where there are any; classes are
-    grouped as ``union`` says.
+    """Group the neurons as the preset says. ``rounds`` holds every space once, with the statistics of its activations
+    where there are any; classes are grouped as ``union`` says.
 
-    Gram matrices are what a fusion of wide networks needs most memory for. They are let go of one by one, in
-    ``statistics`` itself, as soon as their space is grouped, and matrices are kept in the parents' own precision.
+    Gram matrices are what a fusion of wide networks needs most memory for. They are let go of one by one, in the
+    rounds' own mappings, as soon as their space is grouped. Merge matrices are kept in the parents' own precision, and
+    without their zeros where they are large and nearly empty.
     """
     classes = () if union is None else class_spaces(pairs.reference, union.size)
     given = {space: union.grouping(space, shares) for space in classes} if union is not None else {}
-    spaces = tuple(space for space in pairs.reference.axes.spaces if space.id not in given)
-    groupings = dict(given)
+    kind = _precision(pairs)
+    out = Grouped(dict(given), {})
     if preset.statistics == "weights":
         matched = match_weights(
             pairs, shares, preset.solver, preset.options, search=preset.search, importance=importance, seed=seed,
             given=given, precisions=precisions,
         )  # fmt: skip
-        trees: Iterable[dict[int, Grouping]] = [matched.groupings]
-        made = dict(matched.statistics)
-    else:
-        widths = {space.id: pairs.widths(space.id) for space in spaces}
-        targets = {space.id: space.size for space in spaces}
-        made = statistics
-        trees = group_trees(spaces, made, widths, targets, preset.solver, preset.options, shares, seed)
-    kind = _precision(pairs)
-    for tree in trees:
-        found = regressed(spaces, tree, statistics) if preset.reads == "regression" else tree
-        groupings |= {number: _in_precision(grouping, kind) for number, grouping in found.items()}
-        for known in (made, statistics):
-            known.update({number: _light(known[number]) for number in tree if number in known})
-    return Grouped(groupings, made)
+        out.statistics |= {number: _light(stats) for number, stats in matched.statistics.items()}
+    for part in rounds:
+        inside = {space.id for space in part.spaces} - set(given)
+        spaces = tuple(space for space in pairs.reference.axes.spaces if space.id in inside)  # as wide as is wanted now
+        trees: Iterable[dict[int, Grouping]]
+        if preset.statistics == "weights":
+            trees = ({space.id: matched.groupings.pop(space.id)} for space in spaces)
+        else:
+            widths = {space.id: pairs.widths(space.id) for space in spaces}
+            targets = {space.id: space.size for space in spaces}
+            trees = group_trees(spaces, part.statistics, widths, targets, preset.solver, preset.options, shares, seed)
+        for tree in trees:
+            found = regressed(spaces, tree, part.statistics) if preset.reads == "regression" else tree
+            out.groupings |= {number: _kept(grouping, kind) for number, grouping in found.items()}
+            for number in tree:
+                known = part.statistics.pop(number, None)
+                if known is not None:
+                    out.statistics.setdefault(number, _light(known))
+    return out
 
 
 def _precision(pairs: Correspondence) -> torch.dtype:
@@ -132,8 +140,9 @@ def _precision(pairs: Correspondence) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _in_precision(grouping: Grouping, kind: torch.dtype) -> Grouping:
-    merge, unmerge = (tuple(matrix.to(kind) for matrix in side) for side in (grouping.merge, grouping.unmerge))
+def _kept(grouping: Grouping, kind: torch.dtype) -> Grouping:
+    """The grouping as it is kept."""
+    merge, unmerge = (tuple(compact(matrix.to(kind)) for matrix in side) for side in (grouping.merge, grouping.unmerge))
     return replace(grouping, merge=merge, unmerge=unmerge)
 
 

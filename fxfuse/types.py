@@ -207,6 +207,9 @@ class Grouping:
     (block, neuron) axis is the outer matrix times the inner one, entry by entry:
     ``outer.merge[p][a, b] * merge[p][a, b, i, j]``.
 
+    The matrices of a :class:`FuseResult` are sparse tensors where they are large and nearly empty
+    (:func:`fxfuse.matrices.compact`).
+
     ``error`` is the grouping error relative to the neurons' energy:
     ``sum_i s_i ||a_i - t_g(i)||^2 / sum_i s_i ||a_i||^2`` where a solver computes it, else ``None``.
     """

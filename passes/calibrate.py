@@ -15,7 +15,9 @@ Spatial values have far more rows than statistics need: per sample and space at 
 used, drawn from a jittered grid, the same in every parent. Importance, a few numbers per sample and dearer by far,
 counts all positions of at most ``importance_samples`` samples, evenly spread over the data.
 
-Memory: one batch of rows, and one ``N x N`` matrix per space. The number of samples does not enter.
+Memory: one batch of rows, and one ``N x N`` matrix per space. The number of samples does not enter. Where the spaces
+of a network would take more than :data:`AT_ONCE` together, there are several rounds, each a pass over the data for some
+of the spaces: whoever groups a round's spaces before asking for the next never holds more. The statistics are the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,10 +39,11 @@ from fxfuse.passes.importance import (
     weight_scores,
 )
 from fxfuse.passes.observe import Observer, check_inputs, ignore, to_device
+from fxfuse.passes.stretch import at_shape, traced_batch
 from fxfuse.passes.views import Positions, View, Views, aligned, find_space, find_views
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.samples import Samples
-from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Product, Space, SpaceStatistics, TensorAxes
+from fxfuse.types import Analysis, Space, SpaceStatistics
 
 ROWS_PER_SAMPLE = 32
 """Positions per sample and space, over all its views."""
@@ -51,20 +54,46 @@ SCALE_SAMPLES = 32
 IMPORTANCE_SAMPLES = 128
 """How many samples tell the importance."""
 
+BAND = 1024
+"""Rows of a matrix that are worked on at a time."""
+
+AT_ONCE = 4 << 30
+"""Bytes that the statistics of one round may take, and a batch of the rows that they are made of. A space that needs
+more has a round to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Spaces that are observed together, every outermost one with all inside it, and the statistics of those among them
+    that some value shows."""
+
+    spaces: tuple[Space, ...]
+    statistics: dict[int, SpaceStatistics]
+
 
 @dataclass(slots=True)
 class _Sums:
-    """What has been accumulated for one space."""
+    """What has been accumulated for one space; matrices only while its round is on."""
 
     space: Space
     views: tuple[View, ...]
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
-    gram: Tensor
-    mean: Tensor
     scores: list[list[Tensor]]  # per view and parent
+    gram: Tensor | None = None
+    mean: Tensor | None = None
     scales: list[float] = field(default_factory=list)
     rows: int = 0
+
+    @property
+    def neurons(self) -> int:
+        """``N``: all parents' neurons, in all blocks."""
+        return sum(n * b for n, b in zip(self.widths, self.blocks, strict=True))
+
+    def begin(self, device: torch.device) -> None:
+        """Make room for the matrices."""
+        self.gram = torch.zeros(self.neurons, self.neurons, dtype=torch.float64, device=device)
+        self.mean = torch.zeros(self.neurons, dtype=torch.float64, device=device)
 
 
 def calibrate(
@@ -82,14 +111,42 @@ def calibrate(
     classes: LabelSpace | None = None,
     progress: Progress | None = None,
 ) -> dict[int, SpaceStatistics]:
-    """Statistics of every neuron space that some value shows, by the number of the space.
+    """Statistics of every neuron space that some value shows, by the number of the space: all rounds of
+    :func:`calibrate_in_rounds` in one, with its arguments and errors."""
+    rounds = calibrate_in_rounds(
+        parents, samples, weights=weights, device=device, importance=importance, importance_samples=importance_samples,
+        views=views, batch_size=batch_size, rows_per_sample=rows_per_sample, seed=seed, classes=classes,
+        progress=progress, at_once=None,
+    )  # fmt: skip
+    return {number: stats for part in rounds for number, stats in part.statistics.items()}
+
+
+def calibrate_in_rounds(
+    parents: Sequence[Analysis],
+    samples: Samples,
+    *,
+    weights: tuple[float, ...],
+    device: torch.device,
+    importance: ImportanceName = "conductance",
+    importance_samples: int | None = IMPORTANCE_SAMPLES,
+    views: Views = "read",
+    batch_size: int = 256,
+    rows_per_sample: int | None = ROWS_PER_SAMPLE,
+    seed: int = 0,
+    classes: LabelSpace | None = None,
+    progress: Progress | None = None,
+    at_once: int | None = AT_ONCE,
+) -> Iterator[Round]:
+    """All spaces with their statistics, in rounds that take ``at_once`` bytes each (``None``: a single round). A round
+    is made when it is asked for.
 
     The parents' graphs are the same up to widths: node names and space numbers agree. ``weights`` has one entry per
     parent and scales its importance. ``rows_per_sample`` limits the positions used per sample and space (``None``:
     all), ``importance_samples`` the samples that are differentiated (``None``: all). A space that nobody contracts is
-    seen on the last value that shows it; one that no value shows is left out. ``views="formed"`` looks at neurons
+    seen on the last value that shows it; one that no value shows has no statistics. ``views="formed"`` looks at neurons
     before their nonlinearity as well. ``classes`` says which of the data's labels, which are then the union's, are
-    which of a parent's classes. Statistics lie on the CPU. The result depends on ``seed`` only through the positions.
+    which of a parent's classes. Statistics lie on the CPU. The result depends on ``seed`` only through the positions,
+    and on the rounds not at all.
 
     Raises :class:`DataError` for fewer than two samples, inputs that a parent rejects and activations that are not
     finite; :class:`MethodError` for an unknown importance or bad weights; :class:`MismatchError` where a node or a
@@ -98,18 +155,59 @@ def calibrate(
     attribute = find_importance(importance)
     _check(parents, samples, weights, batch_size, rows_per_sample)
     _check_spaces(parents)
-    sums = _plan(parents, device, views)
-    pass_ = _Pass(parents, sums, attribute, device, rows_per_sample, seed, classes)
     progress = QuietProgress() if progress is None else progress
     floating = any(x.is_floating_point() for x in parents[0].program.example)
     if importance == "conductance" and not floating:
         progress.note("conductance needs inputs that can be scaled; these are integers: used gradient x activation")
-    with progress.start(len(samples), "calibrate") as step:
-        for chunk in _chunks(len(samples), batch_size, any(len(s.views) > 1 for s in sums.values())):
-            inputs, labels = samples.take(chunk)
-            pass_.batch(inputs, labels, _spread(chunk, len(samples), importance_samples))
-            step.advance(len(chunk))
-    return {number: _finish(total, parents, weights, len(samples), importance) for number, total in pass_.sums.items()}
+    sums = _plan(parents, device, views)
+    pass_ = _Pass(parents, sums, attribute, device, rows_per_sample, seed, classes)
+    chunks = _chunks(len(samples), batch_size, any(len(total.views) > 1 for total in sums.values()))
+    rows = min(batch_size, len(samples)) * (rows_per_sample or ROWS_PER_SAMPLE)
+    rounds = list(_rounds(parents[0].axes.spaces, sums, rows, at_once))
+    return _observed(rounds, pass_, samples, chunks, importance_samples, (weights, importance), progress)
+
+
+def _observed(
+    rounds: Sequence[tuple[Space, ...]],
+    pass_: "_Pass",
+    samples: Samples,
+    chunks: Sequence[range],
+    importance_samples: int | None,
+    finish: tuple[tuple[float, ...], ImportanceName],
+    progress: Progress,
+) -> Iterator[Round]:
+    """The rounds one by one. The first differentiates for all: importance is a few numbers per neuron."""
+    for i, spaces in enumerate(rounds):
+        pass_.begin([space.id for space in spaces], scores=i == 0)
+        part = f", part {i + 1} of {len(rounds)}" if len(rounds) > 1 else ""
+        with progress.start(len(samples), f"calibrate{part}") as step:
+            for chunk in chunks:
+                indices = torch.arange(chunk.start, chunk.stop)
+                inputs, labels = samples.take(indices)
+                scored = _spread(indices, len(samples), importance_samples if i == 0 else 0)
+                pass_.batch(inputs, labels, scored)
+                step.advance(len(chunk))
+        statistics = {total.space.id: _finish(total, pass_.parents, len(samples), *finish) for total in pass_.open}
+        yield Round(spaces, statistics)
+
+
+def _rounds(
+    spaces: Sequence[Space], sums: Mapping[int, _Sums], rows: int, at_once: int | None
+) -> Iterator[tuple[Space, ...]]:
+    """The spaces, outermost ones with all inside them, in portions of ``at_once`` bytes."""
+    portion: list[Space] = []
+    taken = 0
+    for outermost in (space for space in spaces if space.outer is None):
+        tree = [space for space in spaces if outermost.id in (space.id, space.outer)]
+        sizes = [sums[space.id].neurons for space in tree if space.id in sums]
+        needed = sum(8 * n * n + 4 * n * rows for n in sizes)
+        if portion and at_once is not None and taken + needed > at_once:
+            yield tuple(portion)
+            portion, taken = [], 0
+        portion += tree
+        taken += needed
+    if portion:
+        yield tuple(portion)
 
 
 def _check(
@@ -126,12 +224,14 @@ def _check(
         )
 
 
-def _chunks(count: int, size: int, scales_needed: bool) -> Iterator[Tensor]:
+def _chunks(count: int, size: int, scales_needed: bool) -> list[range]:
     """Indices of the batches, in order; a short first one where scales are to be read off it."""
+    chunks = []
     start, stop = 0, min(SCALE_SAMPLES if scales_needed else size, size, count)
     while start < count:
-        yield torch.arange(start, stop)
+        chunks.append(range(start, stop))
         start, stop = stop, min(stop + size, count)
+    return chunks
 
 
 def _spread(chunk: Tensor, count: int, limit: int | None) -> Tensor | None:
@@ -167,15 +267,12 @@ def _plan(parents: Sequence[Analysis], device: torch.device, shown: Views) -> di
         outer = space.outer
         widths = tuple(s.size for s in own)
         blocks = tuple(1 if outer is None else find_space(parent, outer).size for parent in parents)
-        total = sum(n * b for n, b in zip(widths, blocks, strict=True))
         zeros = [torch.zeros(n * b, dtype=torch.float64, device=device) for n, b in zip(widths, blocks, strict=True)]
         sums[space.id] = _Sums(
             space=space,
             views=views,
             widths=widths,
             blocks=blocks,
-            gram=torch.zeros(total, total, dtype=torch.float64, device=device),
-            mean=torch.zeros(total, dtype=torch.float64, device=device),
             scores=[[z.clone() for z in zeros] for _ in views],
         )
     return sums
@@ -202,14 +299,26 @@ class _Pass:
         self.sums = sums
         self.attribute = attribute
         self.device = device
+        self.observers = [Observer(parent.program, (), device, parent.axes) for parent in parents]
+        self.rows_per_sample, self.seed = rows_per_sample, seed
+        self.open: list[_Sums] = []
         self.at_node: dict[str, list[int]] = {}
-        for total in sums.values():
+
+    def begin(self, spaces: Sequence[int], *, scores: bool) -> None:
+        """Begin a round for some of the spaces; with ``scores`` importance is told of every space."""
+        self.open = [self.sums[number] for number in spaces if number in self.sums]
+        self.at_node = {}
+        for total in self.sums.values() if scores else self.open:
             for view in total.views:
-                spaces = self.at_node.setdefault(view.node, [])
-                if view.space not in spaces:
-                    spaces.append(view.space)
-        self.observers = [Observer(parent.program, self.at_node, device, parent.axes) for parent in parents]
-        self.positions = Positions(rows_per_sample, {s: len(t.views) for s, t in sums.items()}, seed)
+                seen = self.at_node.setdefault(view.node, [])
+                if view.space not in seen:
+                    seen.append(view.space)
+        for observer in self.observers:
+            observer.watched = frozenset(self.at_node)
+        for total in self.open:
+            total.begin(self.device)
+        counts = {number: len(total.views) for number, total in self.sums.items()}
+        self.positions = Positions(self.rows_per_sample, counts, self.seed)
 
     def batch(self, inputs: tuple[Tensor, ...], labels: Tensor | None, scored: Tensor | None) -> None:
         """Run all parents on one batch and accumulate; ``scored`` picks the samples that tell the importance."""
@@ -218,8 +327,8 @@ class _Pass:
         size = len(inputs[0])
         self.positions.next_batch(size)
         per_parent = [self._parent(p, inputs, labels, scored) for p in range(len(self.parents))]
-        for number, total in self.sums.items():
-            self._accumulate(total, [rows[number] for rows in per_parent], size)
+        for total in self.open:
+            self._accumulate(total, [rows[total.space.id] for rows in per_parent], size)
 
     def _parent(
         self, p: int, inputs: tuple[Tensor, ...], labels: Tensor | None, scored: Tensor | None
@@ -230,11 +339,11 @@ class _Pass:
             labels = self.classes.own_labels(p, labels)
         check_inputs(parent.program, inputs)
         batch = traced_batch(parent.axes, parent.program.module.graph)
-        found: dict[int, dict[View, Tensor]] = {number: {} for number in self.sums}
+        found: dict[int, dict[View, Tensor]] = {total.space.id: {} for total in self.open}
 
         def visit(name: str, value: Tensor) -> None:
             axes = at_shape(parent.axes.values[name], value.shape, batch)
-            for number in self.at_node[name]:
+            for number in (number for number in self.at_node[name] if number in found):
                 for i, rows in enumerate(neurons(value.detach(), axes, find_space(parent, number))):
                     view = View(number, name, i)
                     found[number][view] = self.positions.select(view, rows, len(inputs[0]))
@@ -262,6 +371,8 @@ class _Pass:
 
     def _accumulate(self, total: _Sums, parents: list[dict[View, Tensor]], size: int) -> None:
         """Add one batch's rows of one space to its sums."""
+        assert total.gram is not None
+        assert total.mean is not None
         joined = []
         for view in total.views:
             joined.append(torch.cat(aligned([found[view] for found in parents], size), 1))
@@ -287,49 +398,13 @@ def _scales(views: list[Tensor]) -> list[float]:
     return [float(c) for c in scales]
 
 
-def traced_batch(axes: Axes, graph: torch.fx.Graph) -> int:
-    """The batch size that the axes speak of."""
-    for node in graph.nodes:
-        if node.op == "placeholder" and node.name in axes.values and axes.values[node.name].dims:
-            return axes.values[node.name].dims[0].size
-    return 1
-
-
-def at_shape(axes: TensorAxes, shape: torch.Size, batch: int) -> TensorAxes:
-    """The meaning of a value for another number of samples; ``batch`` is the number that ``axes`` speaks of."""
-    dims = tuple(
-        layout if layout.size == size else _stretched(layout, size, batch)
-        for layout, size in zip(axes.dims, shape, strict=True)
-    )
-    return TensorAxes(dims, axes.reads)
-
-
-def _stretched(layout: Layout, size: int, batch: int) -> Layout:
-    if isinstance(layout, Leaf):
-        return Leaf(size) if layout.space is None else layout
-    if isinstance(layout, Concat):
-        return Concat(tuple(_stretched(part, part.size * size // layout.size, batch) for part in layout.parts))
-    parts = list(layout.parts)
-    for i, part in enumerate(parts):
-        if not _has_neurons(part) and part.size % batch == 0:
-            parts[i] = Leaf(part.size * size // layout.size)
-            break
-    return Product(tuple(parts))
-
-
-def _has_neurons(layout: Layout) -> bool:
-    if isinstance(layout, Leaf):
-        return layout.space is not None
-    return any(_has_neurons(part) for part in layout.parts)
-
-
 # ----------------------------------------------------------------------------------------------------- result
 
 
 def _finish(
-    total: _Sums, parents: Sequence[Analysis], weights: tuple[float, ...], count: int, importance: ImportanceName
+    total: _Sums, parents: Sequence[Analysis], count: int, weights: tuple[float, ...], importance: ImportanceName
 ) -> SpaceStatistics:
-    """The accumulated sums as averages."""
+    """The accumulated sums as averages; the sums themselves are gone afterwards."""
     shares = []
     for p, weight in enumerate(weights):
         if importance in ("magnitude", "norm-product"):
@@ -338,13 +413,26 @@ def _finish(
             views = [normalise(view[p], 1.0) for view in total.scores]
             scores = torch.stack(views).mean(0).cpu()
         shares.append(normalise(scores.cpu(), weight))
-    gram = total.gram.cpu() / (count * len(total.views))
+    assert total.gram is not None
+    assert total.mean is not None
+    gram, mean = total.gram.cpu(), total.mean.cpu()
+    total.gram = total.mean = None
+    _symmetrise(gram.div_(count * len(total.views)))
     return SpaceStatistics(
         space=total.space.id,
         widths=total.widths,
         outer_widths=total.blocks,
         rows=total.rows,
-        mean=total.mean.cpu() / (count * len(total.views)),
-        gram=(gram + gram.T) / 2,
+        mean=mean / (count * len(total.views)),
+        gram=gram,
         importance=torch.cat(shares),
     )
+
+
+def _symmetrise(matrix: Tensor) -> None:
+    """``(matrix + matrix') / 2`` in place, some rows at a time."""
+    for start in range(0, len(matrix), BAND):
+        rows = slice(start, start + BAND)
+        mean = (matrix[rows, start:] + matrix[start:, rows].T) / 2
+        matrix[rows, start:] = mean
+        matrix[start:, rows] = mean.T

@@ -15,7 +15,6 @@ follow any grouping; ``task`` and ``ties`` need no grouping but the neurons' own
 All are made of the mean: a parent whose tensors have been changed is merged like any other.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from torch import Tensor, fx
 
 from fxfuse.errors import MethodError, nearest
 from fxfuse.passes.correspond import Correspondence
-from fxfuse.passes.rewrite import fused_state
+from fxfuse.passes.rewrite import fused_state, with_state
 from fxfuse.passes.weight_statistics import parameter_names
 from fxfuse.types import Grouping
 
@@ -68,9 +67,7 @@ class Merge:
             state = fused_state(_with_states(pairs, changed(pairs, self.base, shares, chosen)), groupings, shares)
         else:
             state = fused_state(pairs, groupings, shares)
-        fused = copy.deepcopy(pairs.reference.program.module)
-        fused.load_state_dict(state)
-        return fused.eval()
+        return with_state(pairs.reference.program.module, state)
 
     def _by_precision(
         self, pairs: Correspondence, groupings: Mapping[int, Grouping], shares: Sequence[float]
@@ -125,10 +122,7 @@ def _with_states(pairs: Correspondence, states: Sequence[State]) -> Corresponden
     """The correspondence with other tensors in the parents."""
     parents = []
     for parent, names, state in zip(pairs.parents, pairs.names, states, strict=True):
-        module = copy.deepcopy(parent.program.module)
-        own = module.state_dict()
-        own.update({names[name]: x for name, x in state.items()})
-        module.load_state_dict(own)
+        module = with_state(parent.program.module, {names[name]: x for name, x in state.items()})
         parents.append(replace(parent, program=replace(parent.program, module=module)))
     return replace(pairs, parents=tuple(parents))
 

@@ -7,9 +7,11 @@ does not use and some parent lacks.
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxfuse.layouts import merge_tensors
 from fxfuse.passes.correspond import Correspondence
@@ -18,10 +20,19 @@ from fxfuse.types import Grouping
 
 def rewrite(pairs: Correspondence, groupings: Mapping[int, Grouping], weights: Sequence[float]) -> fx.GraphModule:
     """The target's graph with fused parameters; a copy, in evaluation mode."""
-    target = pairs.reference
-    fused = copy.deepcopy(target.program.module)
-    fused.load_state_dict(fused_state(pairs, groupings, weights))
-    return fused.eval()
+    return with_state(pairs.reference.program.module, fused_state(pairs, groupings, weights))
+
+
+def with_state(module: fx.GraphModule, state: Mapping[str, Tensor]) -> fx.GraphModule:
+    """A copy of a network in evaluation mode, which has the tensors of ``state`` themselves in place of its own; what
+    ``state`` lacks is copied. No tensor is there twice on the way."""
+    memo: dict[int, Any] = {}
+    named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    for name, own in named:
+        if name in state and id(own) not in memo:
+            given = state[name].detach().contiguous()
+            memo[id(own)] = nn.Parameter(given, own.requires_grad) if isinstance(own, nn.Parameter) else given
+    return copy.deepcopy(module, memo).eval()
 
 
 def fused_state(

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from fxfuse.errors import MethodError
 from fxfuse.label_space import class_axis, known
 from fxfuse.layouts import merge_tensors, spaces_in
+from fxfuse.matrices import dense
 from fxfuse.passes.augment import Mixture
-from fxfuse.passes.calibrate import at_shape, traced_batch
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.label_ensemble import LabelEnsemble
+from fxfuse.passes.stretch import at_shape, traced_batch
 from fxfuse.passes.subgraph import output_nodes
 from fxfuse.types import Grouping, Leaf, SpaceStatistics
 
@@ -149,7 +150,7 @@ def make_teacher(
         for unmerge, part in zip(
             groupings[space.id].unmerge, torch.split(found.importance.cpu(), list(found.widths)), strict=True
         ):
-            total += unmerge.to(torch.float64).clamp_min(0).T @ part.to(torch.float64)
+            total += dense(unmerge).to(torch.float64).clamp_min(0).T @ part.to(torch.float64)
         if total.sum() > 0:
             mass[space.id] = total / total.mean()
     outputs = tuple(node.name for node in output_nodes(pairs.reference.program.module.graph))

@@ -9,8 +9,9 @@ from zoo_parents import CPU, analysed, zoo_parents
 from fxfuse.errors import DataError, MethodError, MismatchError
 from fxfuse.layouts import neurons
 from fxfuse.models_zoo.zoo import ZOO
-from fxfuse.passes.calibrate import at_shape, calibrate
+from fxfuse.passes.calibrate import calibrate, calibrate_in_rounds
 from fxfuse.passes.observe import Observer
+from fxfuse.passes.stretch import at_shape
 from fxfuse.samples import TensorSamples
 from fxfuse.types import Analysis, Concat, Leaf, Product, SpaceStatistics, TensorAxes
 
@@ -214,3 +215,42 @@ def test_bad_options_are_told() -> None:
         run(parents, samples, rows_per_sample=0)
     with pytest.raises(MismatchError, match="parent 0 has 1 neuron spaces that do not match the 2"):
         run([parents[0], *zoo_parents("tied_autoencoder", (None,))], samples)
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "transformer_encoder"])
+@pytest.mark.parametrize("importance", ["conductance", "magnitude"])
+def test_rounds_change_nothing(name: str, importance: Any) -> None:
+    parents = zoo_parents(name)
+    samples = TensorSamples(ZOO[name].example(40, seed=5))
+    options: dict[str, Any] = {"weights": (0.3, 0.7), "device": CPU, "importance": importance, "rows_per_sample": 3}
+    whole = calibrate(parents, samples, **options)
+    rounds = list(calibrate_in_rounds(parents, samples, at_once=1, **options))
+    assert len(rounds) == sum(space.outer is None for space in parents[0].axes.spaces) > 1
+    assert [space.id for part in rounds for space in part.spaces] != []
+    assert {space.id for part in rounds for space in part.spaces} == {space.id for space in parents[0].axes.spaces}
+    found = {number: stats for part in rounds for number, stats in part.statistics.items()}
+    assert set(found) == set(whole)
+    for number, stats in whole.items():
+        other = found[number]
+        assert torch.equal(stats.gram, other.gram)
+        assert torch.equal(stats.mean, other.mean)
+        assert torch.equal(stats.importance, other.importance)
+        assert (stats.rows, stats.widths, stats.outer_widths) == (other.rows, other.widths, other.outer_widths)
+
+
+def test_a_round_is_made_when_it_is_asked_for() -> None:
+    parents = zoo_parents("vgg11_bn")
+    asked = 0
+
+    class Counted(TensorSamples):
+        def take(self, index: Tensor) -> Any:
+            nonlocal asked
+            asked += 1
+            return super().take(index)
+
+    samples = Counted(ZOO["vgg11_bn"].example(8))
+    rounds = calibrate_in_rounds(parents, samples, weights=(0.5, 0.5), device=CPU, importance="uniform", at_once=1)
+    next(rounds)
+    once = asked
+    next(rounds)
+    assert 0 < once < asked == 2 * once

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fxfuse import matrices
-from fxfuse.matrices import multiply
+from fxfuse.matrices import compact, dense, multiply
 
 
 def groups(rows: int, columns: int) -> Tensor:
@@ -70,3 +70,14 @@ def test_forms_go_with_their_matrix() -> None:
     del matrix
     gc.collect()
     assert len(matrices._forms) == before
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_compact_multiplies_bit_for_bit_alike(name: str, transposed: bool) -> None:
+    matrix = MATRICES[name]
+    small = compact(matrix)
+    assert small.is_sparse == (name == "groups, large")
+    assert torch.equal(dense(small), matrix)
+    x = torch.rand(2, matrix.shape[0 if transposed else 1], 3, dtype=torch.float64)
+    assert torch.equal(multiply(small, x, 1, transposed=transposed), multiply(matrix, x, 1, transposed=transposed))

@@ -1,11 +1,12 @@
 """Calibrate, group, rewrite: from the matched parents to the network whose weights training then starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from fxfuse.forms import Made
 from fxfuse.methods import Given, group_parents, make_merge, method_notes
-from fxfuse.passes.calibrate import calibrate
+from fxfuse.passes.calibrate import AT_ONCE, Round, calibrate_in_rounds
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.label_ensemble import LabelEnsemble, label_ensemble
 from fxfuse.passes.merges import Merge
@@ -16,10 +17,11 @@ from fxfuse.types import Grouping, SpaceStatistics
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the data say before anything is grouped: the neurons' statistics by space, none where the method looks at no
-    activations, and how one tensor is to be made of several. Grouping lets go of the statistics' Gram matrices."""
+    """What the data say before anything is grouped: the spaces with the neurons' statistics, round by round (none where
+    the method looks at no activations), and how one tensor is to be made of several. ``rounds`` is gone through once:
+    grouping a round lets go of its Gram matrices, and only then comes the next."""
 
-    statistics: dict[int, SpaceStatistics]
+    rounds: Iterable[Round]
     merge: Merge
 
 
@@ -38,11 +40,12 @@ class Built:
 
 
 def observe(job: Job, matched: Matched, data: Data, precisions: Given | None) -> Observed:
-    """Read the calibration data once, where the method wants statistics of activations, or posteriors."""
+    """Read the calibration data, where the method wants statistics of activations, or posteriors: once, unless there
+    are more statistics than are kept at a time."""
     host, method, samples = job.host, job.method, data.calibration
-    statistics: dict[int, SpaceStatistics] = {}
+    rounds: Iterator[Round] = iter([Round(matched.pairs.reference.axes.spaces, {})])
     if samples is not None and method.preset.observes:
-        statistics = calibrate(
+        rounds = calibrate_in_rounds(
             matched.pairs.parents,
             samples,
             weights=job.parents.shares,
@@ -52,7 +55,9 @@ def observe(job: Job, matched: Matched, data: Data, precisions: Given | None) ->
             views=method.preset.views,
             classes=job.parents.union,
             progress=host.progress,
+            at_once=None if method.form.widens else AT_ONCE,
         )
+    first = next(rounds)
     merge = make_merge(
         method.preset,
         matched.pairs,
@@ -63,7 +68,7 @@ def observe(job: Job, matched: Matched, data: Data, precisions: Given | None) ->
         seed=host.seed,
         progress=host.progress,
     )
-    return Observed(statistics, merge)
+    return Observed(chain([first], rounds), merge)
 
 
 def build(job: Job, matched: Matched, data: Data, observed: Observed) -> Built:
@@ -72,10 +77,14 @@ def build(job: Job, matched: Matched, data: Data, observed: Observed) -> Built:
     Raises ``MethodError`` where a budget is too small, a router cannot be, or widths do not suit the method.
     """
     method, shares, union, device = job.method, job.parents.shares, job.parents.union, job.host.device
-    pairs, widened = method.form.widened(matched.pairs, observed.statistics, shares, union)
+    rounds, pairs = observed.rounds, matched.pairs
+    widened: tuple[str, ...] = ()
+    if method.form.widens:  # which width a space gets depends on all others: there is one round
+        (whole,) = rounds = tuple(rounds)
+        pairs, widened = method.form.widened(pairs, whole.statistics, shares, union)
     grouped = group_parents(
         pairs,
-        observed.statistics,
+        rounds,
         method.preset,
         method.importance,
         shares,

@@ -3,7 +3,6 @@
 The one is what every fusion is compared with, the others are where the joint fit may begin.
 """
 
-import copy
 from collections.abc import Sequence
 
 from torch import Tensor, fx
@@ -11,19 +10,16 @@ from torch import Tensor, fx
 from fxfuse.errors import FuseError
 from fxfuse.label_space import LabelSpace
 from fxfuse.methods import group_parents
+from fxfuse.passes.calibrate import Round
 from fxfuse.passes.correspond import Correspondence
-from fxfuse.passes.rewrite import fused_state
+from fxfuse.passes.rewrite import fused_state, with_state
 from fxfuse.presets import find_method
 
 
 def plain_average(pairs: Correspondence, shares: Sequence[float], union: LabelSpace | None) -> fx.GraphModule | None:
     """The network with the mean of the parents' weights by their shares; ``None`` where their widths differ."""
     state = _mean(pairs, tuple(shares), union)
-    if state is None:
-        return None
-    module = copy.deepcopy(pairs.reference.program.module)
-    module.load_state_dict(state)
-    return module.eval()
+    return None if state is None else with_state(pairs.reference.program.module, state)
 
 
 def own_states(
@@ -41,7 +37,8 @@ def own_states(
 
 def _mean(pairs: Correspondence, shares: tuple[float, ...], union: LabelSpace | None) -> dict[str, Tensor] | None:
     try:
-        grouped = group_parents(pairs, {}, find_method("average"), "uniform", shares, 0, union)
+        rounds = [Round(pairs.reference.axes.spaces, {})]
+        grouped = group_parents(pairs, rounds, find_method("average"), "uniform", shares, 0, union)
         return fused_state(pairs, grouped.groupings, shares)
     except FuseError:  # whatever the reason, there is no such network
         return None
