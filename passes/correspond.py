@@ -6,7 +6,6 @@ Each parent is returned in the reference's words (its node names and space numbe
 translate; only sizes differ.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from torch import fx
 
 from fxfuse.errors import MismatchError
 from fxfuse.layouts import spaces_in
+from fxfuse.passes.graphs import copied
 from fxfuse.passes.matching import match_nodes
 from fxfuse.passes.partition import partition
 from fxfuse.types import Analysis, Axes, Concat, Layout, Leaf, Space, TensorAxes
@@ -65,8 +65,8 @@ def _in_words_of(richest: Analysis, reference: Analysis) -> Analysis:
 
 
 def _renamed(module: fx.GraphModule, names: Mapping[str, str]) -> fx.GraphModule:
-    """A copy whose nodes have other names; nodes without a new one make way."""
-    module = copy.deepcopy(module)
+    """The same weights in a graph whose nodes have other names; nodes without a new one make way."""
+    module = copied(module, share=True)
     for node in module.graph.nodes:
         node.name = names.get(node.name, f"_{node.name}_")
     module.recompile()

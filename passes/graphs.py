@@ -8,7 +8,7 @@ and buffer of the user's module under the user's own name, used or not, tied or 
 import copy
 import keyword
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
@@ -74,10 +74,14 @@ def _by_getattr(body: list[str]) -> list[str]:
     return [_PATH.sub(spelt, line) for line in body]
 
 
-def copied(module: nn.Module) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def copied(module: M, *, share: bool = False) -> M:
     """A copy, also of a module that keeps the last result of a computation as an attribute (``weight_norm`` and the
-    pruning of ``torch.nn.utils`` do), which ``copy.deepcopy`` alone refuses."""
-    memo: dict[int, Any] = {}
+    pruning of ``torch.nn.utils`` do), which ``copy.deepcopy`` alone refuses. With ``share`` its parameters are the
+    module's own: for code that changes graphs and modules, but no weights."""
+    memo: dict[int, Any] = {id(p): p for p in module.parameters()} if share else {}
     for part in module.modules():
         for value in part.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:

@@ -131,7 +131,7 @@ def _attempts(front_end: str) -> list[Attempt]:
 
 def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """Symbolic tracing."""
-    module = copied(module)  # tracing may leave marks on it, and other front ends may have to try again
+    module = copied(module, share=True)  # tracing may leave marks on it, and other front ends may have to try again
     graph, prober = symbolic_trace(module, bound.tensors, (bound.positional, bound.named), leaves)
     result = assemble(module, graph)
     result.meta[PROBE] = prober
@@ -141,7 +141,7 @@ def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Trace
 def torch_export(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """``torch.export`` with a dynamic batch."""
     del leaves
-    return _finish(export_trace(copied(module), bound), bound, "export", ())
+    return _finish(export_trace(copied(module, share=True), bound), bound, "export", ())
 
 
 def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fxfuse.coverage import driver
 from fxfuse.coverage.catalogue import catalogue, choose, missing
-from fxfuse.coverage.checks import COLUMNS, LAWS, CheckError, permutation, subject, traced
+from fxfuse.coverage.checks import COLUMNS, LAWS, CheckError, Subject, permutation, traced
 from fxfuse.coverage.driver import Limits, fingerprint, run_rows
 from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import LEFT, Outcome, Record, place, read
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_taken_is_a_row_with_its_reason(build, reason, tm
 
 
 def test_the_permutation_law_fails_where_an_axis_is_wrong(tmp_path):
-    row = subject(catalogue()[MLP], tmp_path)
+    row = Subject(catalogue()[MLP], tmp_path)
     traced(row)
     assert permutation(row)
     found = row.analysed()
@@ -132,7 +132,7 @@ class Blind(nn.Module):
 
 
 def test_a_law_that_cannot_fail_is_no_proof(tmp_path):
-    row = subject(Entry("blind", "f", Blind, (Input((4,)),)), tmp_path)
+    row = Subject(Entry("blind", "f", Blind, (Input((4,)),)), tmp_path)
     traced(row)
     with pytest.raises(CheckError, match="the law cannot fail here"):
         permutation(row)

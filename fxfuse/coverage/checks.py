@@ -18,20 +18,20 @@ from fxfuse.coverage.entry import Entry
 from fxfuse.export import to_onnx, to_pt2
 from fxfuse.export_tools import differences, outputs, quiet
 from fxfuse.layouts import spaces_in
+from fxfuse.methods import group_parents
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.passes.axis_law import permutation_error, permuted
 from fxfuse.passes.binding import Bound, bind, capture
-from fxfuse.passes.calibrate import calibrate
+from fxfuse.passes.calibrate import calibrate_in_rounds
 from fxfuse.passes.checking import check_equal, difference, outputs_at, plain
 from fxfuse.passes.correspond import correspond
-from fxfuse.passes.group import group_trees
 from fxfuse.passes.precision import doubled, widened
 from fxfuse.passes.rewrite import rewrite
 from fxfuse.pipeline import analyse, fuse
 from fxfuse.presets import METHODS
 from fxfuse.recipe import FitSettings
 from fxfuse.samples import TensorSamples
-from fxfuse.types import Analysis, Axes, FuseResult, Grouping, Program
+from fxfuse.types import Analysis, Axes, FuseResult, Program
 
 LAW = 1e-9
 """Largest change by a permutation, relative to the output, in double precision: rounding is about 1e-15."""
@@ -41,6 +41,8 @@ SAME = 1e-5
 """Largest relative difference in single precision between what must be the same."""
 MATCHED = 8
 """Samples by which a network is matched with its permuted copy."""
+ROOM = 1 << 30
+"""Bytes of statistics at a time."""
 SAMPLES = 4
 """Samples of the fusion that is carried through: it is the machinery that is proven."""
 FIT = FitSettings(steps=2, joint_steps=2, batch_size=2, augment="none", start="fused")
@@ -52,21 +54,25 @@ class CheckError(Exception):
 
 @dataclass(slots=True)
 class Subject:
-    """A row's model and what the columns have made of it so far."""
+    """A row's model and what the columns have made of it so far. A network is made anew where it is needed: the largest
+    ones fit into memory a few times only."""
 
     entry: Entry
     folder: Path
-    network: nn.Module
     analysis: Analysis | None = None
     result: FuseResult | None = None
     program: torch.export.ExportedProgram | None = None
 
+    def network(self, seed: int = 0) -> nn.Module:
+        """The row's model with random weights."""
+        return randomise(self.entry.build(), seed).eval()
+
     def bound(self, batch: int, seed: int) -> tuple[Bound, nn.Module]:
         """Random arguments for the part that is fused, and that part."""
-        example = self.entry.example(batch, seed)
+        example, network = self.entry.example(batch, seed), self.network()
         if self.entry.submodule is None:
-            return bind(self.network, example, self.entry.name), self.network
-        return capture(self.network, example, self.entry.submodule, self.entry.name)
+            return bind(network, example, self.entry.name), network
+        return capture(network, example, self.entry.submodule, self.entry.name)
 
     def analysed(self) -> Analysis:
         """The analysis; a column that needs it is not run without it."""
@@ -79,17 +85,12 @@ class Subject:
         return self.result
 
 
-def subject(entry: Entry, folder: Path) -> Subject:
-    """The row's model with random weights."""
-    return Subject(entry, folder, randomise(entry.build(), 0).eval())
-
-
 # ------------------------------------------------------------------------------------------------ the columns
 
 
 def traced(row: Subject) -> str:
     """A front end makes a graph of the model, and no module stays a closed leaf."""
-    row.analysis = analyse(row.network, row.entry.example(2), name=row.entry.name, submodule=row.entry.submodule)
+    row.analysis = analyse(row.network(), row.entry.example(2), name=row.entry.name, submodule=row.entry.submodule)
     kept = [note for note in row.analysis.program.notes if "opaque node" in note]
     if kept:
         raise CheckError(kept[0])
@@ -147,45 +148,38 @@ def itself(row: Subject) -> str:
     rounding of single precision, and some never fire.
     """
     single = row.analysed()
+    inputs = tuple(widened(x) for x in row.bound(MATCHED, 5)[0].tensors)
     double = doubled(single.program.module)
     seen = replace(single.axes, observed=_at_birth(single.axes))
     first = replace(single, program=replace(single.program, module=double), axes=seen)
     twin = permuted(first.program, first.axes, 1)
     pairs = correspond(first, [first, replace(first, program=replace(first.program, module=twin, name="copy"))])
-    inputs = tuple(widened(x) for x in row.bound(MATCHED, 5)[0].tensors)
-    shares, device = (0.5, 0.5), torch.device("cpu")
-    found = calibrate(
+    want, shares = outputs(first.program.module, inputs), (0.5, 0.5)
+    rounds = calibrate_in_rounds(
         pairs.parents,
         TensorSamples(inputs),
         weights=shares,
-        device=device,
+        device=torch.device("cpu"),
         importance="uniform",
         batch_size=2,
         rows_per_sample=None,  # a neuron that fires at one position only has to be seen there
+        at_once=ROOM,
     )
     every = pairs.reference.axes.spaces
-    widths, targets = {s.id: pairs.widths(s.id) for s in every}, {s.id: s.size for s in every}
-    preset = METHODS["rebasin"]
-    seen_spaces = set(found)
-    groupings: dict[int, Grouping] = {}
-    for tree in group_trees(every, found, widths, targets, preset.solver, preset.options, shares, 0):
-        groupings |= tree
-        for number in tree:
-            found.pop(number, None)  # Gram matrices of wide networks take gigabytes
-    want, have = outputs(first.program.module, inputs), outputs(rewrite(pairs, groupings, shares), inputs)
+    found = group_parents(pairs, rounds, METHODS["rebasin"], "uniform", shares, 0)
+    have = outputs(rewrite(pairs, found.groupings, shares), inputs)
     try:
         return _number(_apart(want, have))
     except CheckError as error:
-        unseen = [space.name for space in every if space.id not in seen_spaces and space.outer is None]
+        unseen = [space.name for space in every if space.id not in found.statistics and space.outer is None]
         raise CheckError(f"{error}; no value shows {', '.join(unseen)}" if unseen else str(error)) from None
 
 
 def fused(row: Subject) -> str:
     """Two networks of random weights go through the whole of ``kmeans-gradient``."""
     entry = row.entry
-    other = randomise(entry.build(), 1).eval()
     row.result = fuse(
-        [row.network, other],
+        [row.network(0), row.network(1)],
         calibration=_data(entry),
         method="kmeans-gradient",
         fit=FIT,
@@ -205,9 +199,8 @@ def fused(row: Subject) -> str:
 
 def strict(row: Subject) -> str:
     """The model's own class takes the fused weights, and then computes what the fused network computes."""
-    own = row.network if row.entry.submodule is None else row.network.get_submodule(row.entry.submodule)
-    own.load_state_dict(row.fused().state_dict(), strict=True)
     bound, module = row.bound(4, 8)
+    module.load_state_dict(row.fused().state_dict(), strict=True)
     want = outputs_at(module, bound, bound.tensors, row.entry.name)
     check_equal(module, row.fused().module, bound, [bound.tensors], [want])
     with torch.no_grad():

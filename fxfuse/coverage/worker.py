@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fxfuse.coverage.catalogue import catalogue
-from fxfuse.coverage.checks import COLUMNS, CheckError, Column, Subject, subject
+from fxfuse.coverage.checks import COLUMNS, CheckError, Column, Subject
 from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import LEFT, Outcome, Record, place
 from fxfuse.errors import FuseError
@@ -57,10 +57,11 @@ def run_row(
     with tempfile.TemporaryDirectory(prefix="fxfuse-coverage-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            row = subject(entry, Path(scratch))
-            record.parameters = sum(p.numel() for p in row.network.parameters())
+            row = Subject(entry, Path(scratch))
+            record.parameters = sum(p.numel() for p in row.network().parameters())
         except Exception as error:  # whatever a constructor raises
             traceback.print_exc()
+            row = None
             record.cells["traced"] = Outcome("failed", reason=f"cannot be built: {first_line(error)}")
         for title, column in COLUMNS.items():
             if title not in columns:
