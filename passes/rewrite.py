@@ -30,7 +30,7 @@ def with_state(module: fx.GraphModule, state: Mapping[str, Tensor]) -> fx.GraphM
     named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
     for name, own in named:
         if name in state and id(own) not in memo:
-            given = state[name].detach().contiguous()
+            given = state[name].detach()
             memo[id(own)] = nn.Parameter(given, own.requires_grad) if isinstance(own, nn.Parameter) else given
     return copy.deepcopy(module, memo).eval()
 
@@ -52,5 +52,5 @@ def fused_state(
             tensors = [state[names[name]] for state, names in zip(states, pairs.names, strict=True)]
             axes = [parent.axes.state[names[name]] for parent, names in zip(pairs.parents, pairs.names, strict=True)]
             merged = merge_tensors(tensors, axes, target.axes.spaces, groupings, weights)
-            out[name] = merged.to(own.dtype)
+            out[name] = merged.to(own.dtype).contiguous()
     return out

@@ -4,6 +4,7 @@ The process is limited in time by the one that started it, and in memory by itse
 """
 
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -73,6 +74,7 @@ def run_row(
             record.cells[title] = UNDER_WAY
             record.write(folder)
             record.cells[title] = _cell(column, row)
+            gc.collect()  # graphs and their modules point at one another, and some hold gigabytes
             record.seconds = round(time.monotonic() - start, 1)
     record.done = True
     record.write(folder)
