@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxfuse.matrices import dense, multiply
+from fxfuse.matrices import compact, dense, multiply
 from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, TensorAxes
 
 Environment = dict[int, tuple[int, int, bool]]
@@ -260,7 +260,7 @@ def permutation_groupings(spaces: Sequence[Space], generator: torch.Generator) -
     for space in spaces:
         if space.outer is None:
             matrix = torch.eye(space.size, dtype=torch.float64)[torch.randperm(space.size, generator=generator)]
-            out[space.id] = Grouping(space.id, (matrix,), (matrix.T.contiguous(),))
+            out[space.id] = Grouping(space.id, (compact(matrix),), (compact(matrix.T.contiguous()),))
             continue
         blocks = next(s.size for s in spaces if s.id == space.outer)
         merge = torch.zeros(blocks, blocks, space.size, space.size, dtype=torch.float64)

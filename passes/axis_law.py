@@ -18,22 +18,30 @@ from fxfuse.types import Axes, Program
 def permuted(program: Program, axes: Axes, seed: int = 0, *, keep: frozenset[str] = frozenset()) -> fx.GraphModule:
     """A float64 copy of the program's module with every space permuted at random; tensors in ``keep`` stay as they
     are, which breaks the law wherever they matter."""
-    groupings = permutation_groupings(axes.spaces, torch.Generator().manual_seed(seed))
     module = doubled(program.module)
-    state = module.state_dict()
-    for name, value in state.items():
-        if name not in keep and (value.is_floating_point() or value.is_complex()):
-            state[name] = merge_tensors([value], [axes.state[name]], axes.spaces, groupings, (1.0,))
-    module.load_state_dict(state)
+    _permute(module, axes, seed, keep)
     return module
+
+
+def _permute(module: fx.GraphModule, axes: Axes, seed: int, keep: frozenset[str]) -> None:
+    groupings = permutation_groupings(axes.spaces, torch.Generator().manual_seed(seed))
+    done: set[int] = set()
+    with torch.no_grad():
+        for name, value in module.state_dict(keep_vars=True).items():
+            if name in keep or id(value) in done or not (value.is_floating_point() or value.is_complex()):
+                continue
+            done.add(id(value))  # tied tensors are one
+            value.copy_(merge_tensors([value], [axes.state[name]], axes.spaces, groupings, (1.0,)))
 
 
 def permutation_error(program: Program, axes: Axes, seed: int = 0, *, keep: frozenset[str] = frozenset()) -> float:
     """The largest change of an output on the example, relative to that output's largest value, in float64."""
     example = tuple(widened(x) for x in program.example)
+    module = doubled(program.module)
     with torch.no_grad():
-        before = _tensors(doubled(program.module)(*example))
-        after = _tensors(permuted(program, axes, seed, keep=keep)(*example))
+        before = [x.clone() for x in _tensors(module(*example))]
+        _permute(module, axes, seed, keep)
+        after = _tensors(module(*example))
     worst = 0.0
     for a, b in zip(before, after, strict=True):
         if a.numel():
