@@ -11,6 +11,7 @@ more often than the fused network does, both are trained for a part of the steps
 and the one whose answers are then the closer on held-out samples goes on.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,9 +29,8 @@ from fxfuse.samples import Samples, hold_out
 
 CHECKS = 10
 """How often the held-out objective is looked at."""
-BLOCK, ECHO = 2, 2
-"""So many batches are drawn at a time, and gone through so often (data echoing, Choi et al., 2019): the parents, who
-cost as much as the training itself, answer each of them once."""
+BLOCK = 2
+"""So many batches are drawn at a time."""
 WARM = 0.2
 """The share of the steps in which the learning rate rises: Adam's first steps, taken at full size, would undo a state
 that is good already."""
@@ -87,6 +87,12 @@ def fit_joint(
     return run.go(progress)
 
 
+def echoes(parents: int) -> int:
+    """How often a batch is gone through (data echoing, Choi et al., 2019). The parents, of whom two cost as much as the
+    training itself, answer it once: the more there are, the less often they are asked."""
+    return max(2, round(math.sqrt(2 * parents)))
+
+
 class _Run:
     """One optimisation with its state: what is kept of it suffices to go on bit for bit."""
 
@@ -101,6 +107,7 @@ class _Run:
         # What the levels change adds up behind one another, so each may change the less the more there are.
         self.lr = plan.lr * 2 / max(2, len(objective.nodes))
         self.steps = plan.joint_steps
+        self.round = BLOCK * echoes(len(objective.parents))
         self.judges = self._judges(held if len(held) else self.train)
         self.start = FUSED
         self.starts: dict[str, float] = {}
@@ -192,7 +199,7 @@ class _Run:
         start = time.monotonic()
         self._load()
         steps = self.steps
-        every = max(1, steps // CHECKS // (BLOCK * ECHO)) * BLOCK * ECHO
+        every = max(1, steps // CHECKS // self.round) * self.round
         with progress.start(steps, "fit all levels together") as bar:
             bar.advance(self.done)
             while self.done < steps:
@@ -202,7 +209,7 @@ class _Run:
                     self.best.offer(self._judge_mean(), lambda: copied(self.mean), self.done)
                     if self.plan.max_seconds is not None and time.monotonic() - start > self.plan.max_seconds:
                         break
-                    whole = self.done % (BLOCK * ECHO) == 0  # the block under way is not kept
+                    whole = self.done % self.round == 0  # the block under way is not kept
                     if whole and self.done < steps and self.keeper.due():
                         self._save()
         self._put(self.best.state)
@@ -213,7 +220,7 @@ class _Run:
     def _pace(self, limit: float) -> None:
         """Plan no more steps than there is time for, so that the learning rate has fallen when the time is over. The
         steps that tell are not kept."""
-        tried = min(self.steps, BLOCK * ECHO)
+        tried = min(self.steps, self.round)
         start = time.monotonic()
         for _ in range(tried):
             self._step()
@@ -222,7 +229,7 @@ class _Run:
 
     def _step(self) -> None:
         steps = self.steps
-        if self.done % (BLOCK * ECHO) == 0:
+        if self.done % self.round == 0:
             self.block = [self._fresh() for _ in range(BLOCK)]
         inner, answer = self.objective.losses(self.block[self.done % BLOCK])
         # A parent's neurons have an order of their own, and need not become the means of all parents' neurons.

@@ -7,7 +7,7 @@ squares by
 
 and by nothing where the group is empty. Placing all neurons of one parent, the others held fixed, is therefore a
 linear assignment with exactly these costs. Two parents need one assignment, which is optimal. With more, parents are
-placed one after the other, the heaviest first, and then each is taken out and placed anew until nothing improves:
+placed one after the other, the heaviest first, and then each is taken out and placed anew until little improves:
 every step solves its assignment exactly, so the sum of squares falls monotonically, and the maps between parents are
 consistent around any cycle because all go through the groups.
 
@@ -26,6 +26,9 @@ from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_SWEEPS = 50
+
+SETTLED = 1e-4
+"""Sweeps go on while one brings more than this part of the neurons' energy: the last ones bring next to nothing."""
 
 ROWS_AT_ONCE = 1024
 """Rows of the Gram matrix that are weighted at a time."""
@@ -59,17 +62,19 @@ def matched_labels(points: Points, target: int, sweeps: int = MAX_SWEEPS) -> Ten
 
 
 def _settle(state: "_Slots", parents: list[Tensor], sweeps: int) -> Tensor:
-    """Place every parent anew until a whole sweep brings nothing."""
-    least = 1e-12 * float((state.points.mass * state.points.gram.diagonal()).sum())
+    """Place every parent anew until a whole sweep brings next to nothing."""
+    least = SETTLED * float((state.points.mass * state.points.gram.diagonal()).sum())
     best, labels = state.kept_energy(), state.labels.clone()
     for _ in range(sweeps):
         for members in parents:
             state.take(members)
             state.put(members, state.best(members))
         value = state.kept_energy()
-        if not value > best + least:
+        gain = value - best
+        if gain > 0:
+            labels, best = state.labels.clone(), value
+        if gain <= least:
             break
-        labels, best = state.labels.clone(), value
     return labels
 
 
