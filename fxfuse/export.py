@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxfuse.errors import ExportError, SourceError, WeightsError
 from fxfuse.export_tools import at_least_two, batched, differences, first_line, outputs, quiet, random_inputs, staged
+from fxfuse.onnx_forms import with_forms
 
 CHECKED_BATCHES = (1, 3, 17)
 LEVELS_KEY = "fxfuse.levels"
@@ -96,6 +97,8 @@ def to_onnx(
     reference = _evaluated(module)
     program = exported(module, example)
     example = at_least_two(example)
+    with quiet():
+        program = with_forms(program)
     with quiet(), _views_of_copies(program):
         try:
             onnx_program = torch.onnx.export(

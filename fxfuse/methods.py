@@ -24,7 +24,7 @@ from fxfuse.passes.weight_matching import match_weights
 from fxfuse.presets import Preset, Statistics
 from fxfuse.progress import Progress
 from fxfuse.samples import Samples
-from fxfuse.types import Grouping, SpaceStatistics
+from fxfuse.types import Grouping, Space, SpaceStatistics
 
 Given = Sequence[Mapping[str, Tensor]]
 """Precisions as the user gives them: one mapping per parent, by that parent's own parameter names."""
@@ -114,9 +114,13 @@ def group_parents(
             given=given, precisions=precisions,
         )  # fmt: skip
         out.statistics |= {number: _light(stats) for number, stats in matched.statistics.items()}
+    hidden: list[Space] = []
     for part in rounds:
         inside = {space.id for space in part.spaces} - set(given)
         spaces = tuple(space for space in pairs.reference.axes.spaces if space.id in inside)  # as wide as is wanted now
+        if preset.statistics == "activations":
+            spaces, unseen = _seen(spaces, part.statistics)
+            hidden += unseen
         trees: Iterable[dict[int, Grouping]]
         if preset.statistics == "weights":
             trees = ({space.id: matched.groupings.pop(space.id)} for space in spaces)
@@ -131,7 +135,42 @@ def group_parents(
                 known = part.statistics.pop(number, None)
                 if known is not None:
                     out.statistics.setdefault(number, _light(known))
+    if hidden:
+        told = _unseen(pairs, tuple(hidden), preset, importance, shares, seed, out)
+        out.groupings |= {number: _kept(grouping, kind) for number, grouping in told.items()}
     return out
+
+
+def _seen(
+    spaces: Sequence[Space], statistics: Mapping[int, SpaceStatistics]
+) -> tuple[tuple[Space, ...], tuple[Space, ...]]:
+    """The spaces of which something was observed, an outermost one with all inside it, and the others."""
+    shown = {space.id if space.outer is None else space.outer for space in spaces if space.id in statistics}
+    there = [(space.outer if space.outer is not None else space.id) in shown for space in spaces]
+    seen = tuple(space for space, is_there in zip(spaces, there, strict=True) if is_there)
+    return seen, tuple(space for space, is_there in zip(spaces, there, strict=True) if not is_there)
+
+
+def _unseen(
+    pairs: Correspondence,
+    hidden: tuple[Space, ...],
+    preset: Preset,
+    importance: ImportanceName,
+    shares: tuple[float, ...],
+    seed: int,
+    made: Grouped,
+) -> Mapping[int, Grouping]:
+    """Groupings of spaces that no value shows (the cells of a projected LSTM): by the parameters that touch them, in
+    the frame of the spaces that were seen. Where nothing was seen at all, every space keeps its order."""
+    if not made.statistics:
+        widths = {space.id: pairs.widths(space.id) for space in hidden}
+        targets = {space.id: space.size for space in hidden}
+        trees = group_trees(hidden, {}, widths, targets, preset.solver, preset.options, shares, seed)
+        return {number: grouping for tree in trees for number, grouping in tree.items()}
+    told = importance if importance in WITHOUT_DATA else "magnitude"
+    return match_weights(
+        pairs, shares, preset.solver, preset.options, importance=told, seed=seed, given=made.groupings
+    ).groupings
 
 
 def _precision(pairs: Correspondence) -> torch.dtype:

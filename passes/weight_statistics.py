@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fxfuse.errors import MethodError
 from fxfuse.layouts import spaces_in
-from fxfuse.matrices import multiply
+from fxfuse.matrices import dense, multiply
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.importance import FLOOR, WITHOUT_DATA, ImportanceName, norm_product
 from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, SpaceStatistics, TensorAxes
@@ -74,7 +74,7 @@ def frames_of(groupings: Mapping[int, Grouping], spaces: Sequence[Space], parent
     """The frames that the groupings of some spaces give to one parent."""
     read, written = {}, {}
     for number, grouping in groupings.items():
-        merge, unmerge = grouping.merge[parent], grouping.unmerge[parent]
+        merge, unmerge = (dense(side[parent]).double() for side in (grouping.merge, grouping.unmerge))
         total = merge.sum(-1, keepdim=True)
         mean = torch.where(total.abs() > 1e-12, merge / torch.where(total.abs() > 1e-12, total, 1.0), 0.0)
         written[number] = mean

@@ -9,8 +9,6 @@ from fxfuse.coverage.worker import run_row
 SMALL = [name for name, entry in catalogue().items() if entry.family in ("torch", "torchvision narrow")]
 SMALL += ["mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "lcnet_050"]
 SMALL += ["BertForSequenceClassification", "GPT2LMHeadModel"]
-KNOWN = {"nn.LSTM, projected": "no value shows"}
-"""What does not hold, and why: the cells of a projected LSTM are no value of the graph, so they cannot be matched."""
 
 
 def judge(name, folder, **options):
@@ -18,10 +16,7 @@ def judge(name, folder, **options):
     if entry.family in missing():
         pytest.skip(f"{missing()[entry.family]} is an extra")
     record = run_row(entry, folder, name=name, **options)
-    if name in KNOWN:
-        assert KNOWN[name] in record.reason
-    else:
-        assert not record.failed, record.reason
+    assert not record.failed, record.reason
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
