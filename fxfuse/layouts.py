@@ -67,6 +67,7 @@ class Merger:
         return out.flatten(at, at + len(inner) - 1)
 
     def _blocks(self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
+        """Along a space that owns others: a sum over the pairs (fused block, parent's block) that belong together."""
         leaf = path[at].layout
         assert isinstance(leaf, Leaf)
         assert leaf.space is not None
@@ -74,6 +75,13 @@ class Merger:
         matrix = dense(self._matrix(leaf.space, read, env))
         matrix = matrix.T if read else matrix
         rest = [*path[:at], *path[at + 1 :]]
+        fused, own = matrix.nonzero(as_tuple=True)
+        plain = all(isinstance(axis.layout, Leaf) and not self._owns(axis.layout, rest) for axis in rest)
+        if plain and len(fused):
+            parts = self._pairs(x.movedim(at, 0), rest, axes, (leaf.space, fused, own, read), env, ones)
+            share = torch.zeros(len(matrix), len(fused), dtype=matrix.dtype, device=matrix.device)
+            share[fused, torch.arange(len(fused))] = matrix[fused, own]
+            return multiply(share, parts, 0).movedim(0, at)
         rows: list[Tensor] = []
         for a in range(matrix.shape[0]):
             total: Tensor | None = None
@@ -86,6 +94,43 @@ class Merger:
                 total = torch.zeros_like(block)
             rows.append(total)
         return torch.stack(rows, at)
+
+    def _pairs(
+        self,
+        x: Tensor,
+        path: list[_Axis],
+        axes: TensorAxes,
+        pairs: tuple[int, Tensor, Tensor, bool],
+        env: Environment,
+        ones: bool,
+    ) -> Tensor:
+        """All pairs at once, in a first dimension that takes the place of the owner's: what :meth:`_leaves` does for
+        one."""
+        space, fused, own, read = pairs
+        x = x.index_select(0, own.to(x.device)) if len(x) > 1 else x.expand(len(own), *x.shape[1:])
+        written = not read or any(owner_written for _, _, owner_written in env.values())
+        for position, axis in enumerate(path):
+            leaf = axis.layout
+            assert isinstance(leaf, Leaf)
+            if leaf.space is None:
+                continue
+            is_read = (axis.dim, leaf.space) in axes.reads
+            written = written or not is_read
+            if self.outer[leaf.space] != space:
+                matrix = self._matrix(leaf.space, is_read, env)
+                size = matrix.shape[1]
+            else:
+                grouping = self.groupings[leaf.space]
+                merge, unmerge = grouping.merge[self.parent], grouping.unmerge[self.parent]
+                batch = unmerge[own, fused].transpose(1, 2) if is_read else merge[fused, own]
+                size = batch.shape[1]
+            if is_read and ones:
+                x = x.expand([size if i == position + 1 else n for i, n in enumerate(x.shape)])
+            elif self.outer[leaf.space] != space:
+                x = multiply(matrix, x, position + 1, transposed=is_read)
+            else:
+                x = _each(batch, x, position + 1)
+        return x if written else x * self.weight
 
     def _segments(
         self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool
@@ -133,6 +178,12 @@ class Merger:
         if isinstance(layout, Leaf):
             return layout.space is not None and self.outer[layout.space] == space
         return any(self._contains_owned(part, space) for part in layout.parts)
+
+
+def _each(matrices: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Every matrix of a stack times the entry of ``x`` with its number, along ``dim``."""
+    product: Tensor = torch.einsum("kij,kj...->ki...", matrices.to(x.device, x.dtype), x.movedim(dim, 1))
+    return product.movedim(1, dim)
 
 
 def merge_tensors(

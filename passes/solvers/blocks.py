@@ -11,15 +11,21 @@ positive semi-definite, as a Gram matrix is; negative eigenvalues are cut off, w
 Several inner spaces of one outer space (query-key pairs and values, say) add up, each scaled to mean energy one.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fxfuse.errors import GraphError
 from fxfuse.types import SpaceStatistics
+
+FEW = 4
+"""Neurons in a block up to which all orders are tried: 24 sums over whole matrices take less time than an assignment
+for every pair of blocks."""
 
 
 def block_slices(stats: SpaceStatistics) -> list[list[slice]]:
@@ -74,12 +80,9 @@ def block_kernel(stats: SpaceStatistics) -> Tensor:
     slices = [block for parent in block_slices(stats) for block in parent]
     if all(block.stop - block.start == 1 for block in slices):
         return gram.clone()
-    kernel = torch.zeros(len(slices), len(slices), dtype=torch.float64)
-    for x, first in enumerate(slices):
-        kernel[x, x] = gram[first, first].trace()
-        for y in range(x + 1, len(slices)):
-            cross = gram[first, slices[y]].numpy()
-            kernel[x, y] = kernel[y, x] = float(cross[linear_sum_assignment(cross, maximize=True)].sum())
+    kernel = -_aligned(-gram, slices)
+    for x, block in enumerate(slices):
+        kernel[x, x] = gram[block, block].trace()
     return kernel
 
 
@@ -87,12 +90,26 @@ def block_divergence(stats: SpaceStatistics) -> Tensor:
     """Divergences of blocks: those of their neurons, summed over the best alignment."""
     assert stats.divergence is not None
     slices = [block for parent in block_slices(stats) for block in parent]
-    found = torch.zeros(len(slices), len(slices), dtype=torch.float64)
+    found = _aligned(stats.divergence.to("cpu", torch.float64), slices)
+    return found.fill_diagonal_(0.0)
+
+
+def _aligned(cost: Tensor, slices: Sequence[slice]) -> Tensor:
+    """The least total cost of an alignment for every pair of blocks; the diagonal means nothing."""
+    width, count = slices[0].stop - slices[0].start, len(slices)
+    if width <= FEW and len(cost) == width * count and all(block.stop - block.start == width for block in slices):
+        pairs = cost.reshape(count, width, count, width).movedim(2, 1)
+        orders = itertools.permutations(range(width))
+        least = torch.stack([pairs[:, :, range(width), order].sum(-1) for order in orders]).amin(0)
+        return torch.minimum(least, least.T)  # the same sums in another order
+    entries = cost.numpy()
+    found = np.zeros((count, count))
     for x, first in enumerate(slices):
-        for y in range(x + 1, len(slices)):
-            cost = stats.divergence[first, slices[y]].to("cpu", torch.float64).numpy()
-            found[x, y] = found[y, x] = float(cost[linear_sum_assignment(cost)].sum())
-    return found
+        rows = entries[first]
+        for y in range(x + 1, count):
+            block = rows[:, slices[y]]
+            found[x, y] = found[y, x] = block[linear_sum_assignment(block)].sum()
+    return torch.from_numpy(found)
 
 
 def _nearest_gram(kernel: Tensor) -> Tensor:
