@@ -11,12 +11,11 @@ A file is written and checked under a temporary name beside its target and moved
 that a failure leaves nothing behind.
 """
 
-import contextlib
 import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxfuse.errors import ExportError, SourceError, WeightsError
 from fxfuse.export_tools import at_least_two, batched, differences, first_line, outputs, quiet, random_inputs, staged
-from fxfuse.onnx_forms import with_forms
+from fxfuse.onnx_forms import respelled, with_forms
 
 CHECKED_BATCHES = (1, 3, 17)
 LEVELS_KEY = "fxfuse.levels"
@@ -99,7 +98,7 @@ def to_onnx(
     example = at_least_two(example)
     with quiet():
         program = with_forms(program)
-    with quiet(), _views_of_copies(program):
+    with quiet(), respelled(program):
         try:
             onnx_program = torch.onnx.export(
                 program,
@@ -132,33 +131,6 @@ def to_onnx(
         max_abs=max_abs,
         max_rel=max_rel,
     )
-
-
-@contextlib.contextmanager
-def _views_of_copies(program: ExportedProgram) -> Iterator[None]:
-    """Inside, what is viewed after a transposition is copied first.
-
-    A view of what attention returns is legal in the layout of torch's own kernel, with which it was traced; operators
-    that ONNX is written in lay the same values out otherwise. ONNX itself has no layouts, and the copies vanish.
-    """
-    graph, aten = program.graph, torch.ops.aten
-    turned = (aten.transpose.int, aten.permute.default)
-    split = (aten.view.default, aten.reshape.default)
-    views = [node for node in graph.nodes if node.target in split and node.args[0].target in turned]
-    for node in views:
-        with graph.inserting_before(node):
-            copied = graph.call_function(
-                aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
-            )
-            copied.meta.update(node.args[0].meta)
-        node.replace_input_with(node.args[0], copied)
-    try:
-        yield
-    finally:
-        for node in views:
-            copied = node.args[0]
-            node.replace_input_with(copied, copied.args[0])
-            graph.erase_node(copied)
 
 
 def _check_onnx(

@@ -1,11 +1,12 @@
-"""Operators that have no ONNX form, in operators that have one; applied before torch's exporter sees the network.
+"""Operators that have no ONNX form, or are misread in it, in other operators; before torch's exporter sees them.
 
 Adaptive average pooling in three dimensions is separable: output ``i`` of ``m`` along a dimension of ``n`` entries is
 the mean over ``floor(i n / m) .. ceil((i + 1) n / m)``. ONNX's LSTM has no projection: such a network is unrolled over
 time by torch's own decomposition, for the sequence length that it was traced with.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,3 +56,48 @@ def with_forms(program: ExportedProgram) -> ExportedProgram:
         if node.target in FORMS and FORMS[node.target][0](node)
     }
     return program.run_decompositions(needed) if needed else program
+
+
+@contextlib.contextmanager
+def respelled(program: ExportedProgram) -> Iterator[None]:
+    """Inside, nodes that would be misread have one more before them, which leaves their values as they are.
+
+    A view of what attention returns is legal in the layout of torch's own kernel, with which it was traced; operators
+    that ONNX is written in lay the same values out otherwise. It is made a view of a copy: ONNX itself has no layouts,
+    and the copy vanishes. Padding before a maximum is taken for the maximum's own by onnxruntime's optimiser, whatever
+    is padded with; a lower bound that bounds nothing keeps them apart.
+    """
+    graph = program.graph
+    edits = [(node, made) for node in graph.nodes if (made := _keeper(node)) is not None]
+    for node, (target, args, kwargs) in edits:
+        source = node.args[0]
+        with graph.inserting_before(node):
+            between = graph.call_function(target, (source, *args), kwargs)
+            between.meta.update(source.meta)
+        node.replace_input_with(source, between)
+    try:
+        yield
+    finally:
+        for node, _ in edits:
+            between = node.args[0]
+            node.replace_input_with(between, between.args[0])
+            graph.erase_node(between)
+
+
+_TURNED = {_aten.transpose.int, _aten.permute.default}
+_SPLIT = {_aten.view.default, _aten.reshape.default}
+_PADDED = {_aten.constant_pad_nd.default, _aten.pad.default}
+_LARGEST = {op.default for op in (_aten.max_pool1d, _aten.max_pool2d, _aten.max_pool3d)}
+_LARGEST |= {op.default for op in (_aten.max_pool2d_with_indices, _aten.max_pool3d_with_indices)}
+
+
+def _keeper(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+    """What has to stand before a node: an operator, and its arguments after the first."""
+    source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    if source is None:
+        return None
+    if node.target in _SPLIT and source.target in _TURNED:
+        return _aten.clone.default, (), {"memory_format": torch.contiguous_format}
+    if node.target in _LARGEST and source.target in _PADDED:
+        return _aten.clamp.default, (torch.finfo(torch.float32).min,), {}
+    return None

@@ -54,3 +54,12 @@ def test_they_become_onnx(network: nn.Module, shape: tuple[int, ...], tmp_path) 
 def test_a_program_that_needs_none_stays() -> None:
     program = exported(Recurrent().eval(), (torch.rand(2, 5, 3),))
     assert with_forms(program) is program
+
+
+def test_padding_before_a_maximum_stays_what_it_is(tmp_path) -> None:
+    network = nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.MaxPool2d(3, 2))
+    x = -torch.rand(2, 3, 8, 8) - 1  # so that what is padded with is the largest at the border
+    program = exported(network, (x,))
+    before = str(program.graph)
+    assert to_onnx(program, (x,), tmp_path / "m.onnx").max_rel == 0
+    assert str(program.graph) == before
