@@ -129,6 +129,7 @@ def plus_plus(points: Points, groups: int, generator: torch.Generator) -> Tensor
     taken = torch.zeros(len(mass), dtype=torch.bool)
     nearest = torch.full_like(mass, math.inf)
     labels = torch.zeros(len(mass), dtype=torch.long)
+    closest = gram.new_empty(trials, len(mass))
     for group in range(groups):
         chance = (mass if group == 0 else mass * nearest).masked_fill(taken, 0.0)
         if float(chance.sum()) <= 0:  # only copies of seeds are left
@@ -138,8 +139,8 @@ def plus_plus(points: Points, groups: int, generator: torch.Generator) -> Tensor
         drawn = drawn[~taken[drawn]]
         if not len(drawn):  # rounding at the ladder's upper end
             drawn = chance.argmax()[None]
-        distance = (energy + energy[drawn][:, None] - 2 * gram[drawn]).clamp_(min=0)
-        best = int((torch.minimum(distance, nearest) @ mass).argmin())
+        distance = (energy + energy[drawn][:, None]).sub_(gram[drawn], alpha=2).clamp_(min=0)
+        best = int((torch.minimum(distance, nearest, out=closest[: len(drawn)]) @ mass).argmin())
         closer = distance[best] < nearest
         nearest = torch.where(closer, distance[best], nearest)
         labels[closer] = group
