@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from fxfuse.data import samples_from
 from fxfuse.errors import DataError, MethodError, MismatchError, TraceError, WeightsError
+from fxfuse.models_zoo.randomise import randomise
 from fxfuse.models_zoo.zoo import ZOO
+from fxfuse.passes.axis_law import permuted
 from fxfuse.pipeline import analyse, fuse
 from fxfuse.recipe import FitSettings
 
@@ -158,6 +160,49 @@ def test_the_seed_matters_and_fixes_everything():
     )
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert not all(torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize("method", ["hungarian-linear", "partial-neurons"])
+def test_statistics_in_rounds_give_the_same_bits(method, monkeypatch):
+    parents = [model("digits_net", seed=seed) for seed in (0, 1)]
+    options = {"calibration": data("digits_net", 24), "method": method, "fit": FitSettings(joint_steps=4, steps=4)}
+    if method == "partial-neurons":
+        options["budget"] = 1.3  # looks at all spaces at once, whatever it takes
+    whole = fuse(parents, **options)
+    monkeypatch.setattr("fxfuse.stages.building.AT_ONCE", 1)
+    parts = fuse(parents, **options)
+    assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+class Squeezed(nn.Module):
+    """Its cell's units are seen on no value of the graph."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.recurrent, self.head = nn.LSTM(4, width, batch_first=True, proj_size=3), nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("method", ["hungarian", "rebasin", "zip", "ot"])
+def test_neurons_that_no_value_shows_are_matched_by_weights(method):
+    parent = randomise(Squeezed(), 0).eval()
+    x = torch.randn(16, 7, 4)
+    found = analyse(parent, x[:2])
+    twin = Squeezed().eval()
+    twin.load_state_dict(permuted(found.program, found.axes, 3).float().state_dict())
+    assert distance(outputs(twin, (x,)), outputs(parent, (x,))) < 1e-5
+    result = fuse([parent, twin], calibration=x, method=method, compare=False)
+    assert distance(outputs(result.module, (x,)), outputs(parent, (x,))) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_hidden_neurons_may_differ_in_number():
+    parents = [randomise(Squeezed(width), width).eval() for width in (6, 9)]
+    result = fuse(parents, calibration=torch.randn(16, 7, 4), method="hungarian", compare=False)
+    assert result.module.get_parameter("recurrent.weight_hr_l0").shape == (3, 6)
 
 
 def test_analysis_alone():
