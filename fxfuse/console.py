@@ -12,7 +12,14 @@ from rich.table import Table
 
 from fxfuse.export import OnnxReport
 from fxfuse.presets import DEFAULT, METHODS
-from fxfuse.report import LEVEL_REPORT_COLUMNS, level_report_rows, result_table, score_rows
+from fxfuse.report import (
+    LEVEL_REPORT_COLUMNS,
+    SCORE_COLUMNS,
+    level_report_rows,
+    measured_columns,
+    result_table,
+    score_rows,
+)
 from fxfuse.run import RunOutcome
 from fxfuse.types import Analysis, LevelReport, Score
 
@@ -86,12 +93,11 @@ def _level_sentence(report: LevelReport) -> str:
 def score_table(score: Score, title: str) -> Table:
     """The figures of one network."""
     table = Table(title=escape(title), title_justify="left", header_style="bold")
-    columns = ("network", "accuracy, %", "loss", "agrees with ensemble, %", "parameters")
     row = score_rows((score,))[0]
-    for i, column in enumerate(columns):
-        if row[i] != "-":
-            table.add_column(column, justify="right" if i else "left")
-    table.add_row(*(escape(cell) for cell in row if cell != "-"))
+    shown = measured_columns([row])
+    for i in shown:
+        table.add_column(SCORE_COLUMNS[i], justify="right" if i else "left")
+    table.add_row(*(escape(row[i]) for i in shown))
     return table
 
 
