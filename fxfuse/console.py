@@ -82,9 +82,9 @@ def _level_sentence(report: LevelReport) -> str:
     if report.grouping_error is not None:
         parts.append(f"the groups keep {100 * (1 - report.grouping_error):.1f} % of their energy")
     if report.before is not None and report.after is not None:
-        parts.append(f"fitting took the relative error from {report.before:.3g} to {report.after:.3g}")
+        parts.append(f"fitting took the error from {report.before:.3g} to {report.after:.3g}")
     elif report.after is not None:
-        parts.append(f"relative error {report.after:.3g}")
+        parts.append(f"error {report.after:.3g}")
     if report.note:
         parts.append(report.note)
     return f"{report.level}: {'; '.join(parts) or 'nothing to group or fit'}"

@@ -252,8 +252,9 @@ def _levels(result: FuseResult, fitted: bool) -> str:
     words = (
         "A level is a piece of the network that ends in one value. *Grouping* is the share of the parents' neurons' "
         "energy that is lost by putting several neurons into one group, before any weight is computed. *Before* and "
-        "*after* are the relative squared errors of the level's output to the groups' targets, on samples that the fit "
-        "did not see, before and after fitting; 0 is perfect, 1 is as bad as answering nothing.\n\n"
+        "*after* are the errors of the level's output to the groups' targets, on samples that the fit did not see, "
+        "before and after the level's own fit: squared, relative to the targets' variation; 0 is perfect, 1 is as bad "
+        "as always giving the mean. At an output with classes they are the divergence from the wanted answer.\n\n"
     )
     picture = "\n![error of every level](levels.svg)\n" if fitted else ""
     return f"## Levels\n\n{words}{_worst(result.levels)}{table}{picture}"
