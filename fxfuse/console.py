@@ -105,7 +105,11 @@ def analysis_notes(analysis: Analysis) -> list[str]:
     """What there is to say of a network's graph."""
     front = {"fx": "torch.fx", "export": "torch.export"}[analysis.program.front_end]
     notes = (*analysis.program.notes, *analysis.partition.notes)
-    return [f"traced by {front}; {len(analysis.axes.spaces)} neuron spaces", *(f"note: {note}" for note in notes)]
+    return [f"traced by {front}; {_counted(len(analysis.axes.spaces))}", *(f"note: {note}" for note in notes)]
+
+
+def _counted(spaces: int) -> str:
+    return "1 neuron space" if spaces == 1 else f"{spaces} neuron spaces"
 
 
 def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

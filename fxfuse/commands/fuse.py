@@ -49,7 +49,8 @@ def fuse_command(
             metavar="DATA",
             help="A few hundred inputs, labels not needed: an image folder, .npz, .npy, .safetensors, "
             "torchvision:MNIST, module:factory; or a mapping as in a recipe, "
-            "'{source: images, limit: 400, preprocessing: {mean: 0.5}}'.",
+            "'{source: images, limit: 400, preprocessing: {mean: 0.5}}'. Beside a recipe a source alone is read and "
+            "preprocessed as the recipe says of its own data.",
         ),
     ] = None,
     evaluation: Annotated[
