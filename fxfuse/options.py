@@ -23,7 +23,7 @@ def recipe_of(path: str | None, options: dict[str, Any]) -> "Recipe":
     if path is None and options["parents"] is None:
         raise RecipeError("There is nothing to fuse: name a recipe, or parents by --parent and --weights.")
     nested = {key: options.get(key) or {} for key in ("fit", "finetune", "options")}
-    stated = {key: entries[key] for key in ("calibration", "evaluation") if key in entries}
+    stated: dict[str, Any] = {key: entries[key] for key in ("calibration", "evaluation") if key in entries}
     entries.update({key: value for key, value in options.items() if value is not None and key not in nested})
     for key, other in (("calibration", "evaluation"), ("evaluation", "calibration")):
         own = stated.get(key) or stated.get(other)
