@@ -12,7 +12,14 @@ from rich.table import Table
 
 from fxfuse.export import OnnxReport
 from fxfuse.presets import DEFAULT, METHODS
-from fxfuse.report import LEVEL_REPORT_COLUMNS, level_report_rows, result_table, score_rows
+from fxfuse.report import (
+    LEVEL_REPORT_COLUMNS,
+    SCORE_COLUMNS,
+    level_report_rows,
+    measured_columns,
+    result_table,
+    score_rows,
+)
 from fxfuse.run import RunOutcome
 from fxfuse.types import Analysis, LevelReport, Score
 
@@ -75,9 +82,9 @@ def _level_sentence(report: LevelReport) -> str:
     if report.grouping_error is not None:
         parts.append(f"the groups keep {100 * (1 - report.grouping_error):.1f} % of their energy")
     if report.before is not None and report.after is not None:
-        parts.append(f"fitting took the relative error from {report.before:.3g} to {report.after:.3g}")
+        parts.append(f"fitting took the error from {report.before:.3g} to {report.after:.3g}")
     elif report.after is not None:
-        parts.append(f"relative error {report.after:.3g}")
+        parts.append(f"error {report.after:.3g}")
     if report.note:
         parts.append(report.note)
     return f"{report.level}: {'; '.join(parts) or 'nothing to group or fit'}"
@@ -86,12 +93,11 @@ def _level_sentence(report: LevelReport) -> str:
 def score_table(score: Score, title: str) -> Table:
     """The figures of one network."""
     table = Table(title=escape(title), title_justify="left", header_style="bold")
-    columns = ("network", "accuracy, %", "loss", "agrees with ensemble, %", "parameters")
     row = score_rows((score,))[0]
-    for i, column in enumerate(columns):
-        if row[i] != "-":
-            table.add_column(column, justify="right" if i else "left")
-    table.add_row(*(escape(cell) for cell in row if cell != "-"))
+    shown = measured_columns([row])
+    for i in shown:
+        table.add_column(SCORE_COLUMNS[i], justify="right" if i else "left")
+    table.add_row(*(escape(row[i]) for i in shown))
     return table
 
 
@@ -99,7 +105,11 @@ def analysis_notes(analysis: Analysis) -> list[str]:
     """What there is to say of a network's graph."""
     front = {"fx": "torch.fx", "export": "torch.export"}[analysis.program.front_end]
     notes = (*analysis.program.notes, *analysis.partition.notes)
-    return [f"traced by {front}; {len(analysis.axes.spaces)} neuron spaces", *(f"note: {note}" for note in notes)]
+    return [f"traced by {front}; {_counted(len(analysis.axes.spaces))}", *(f"note: {note}" for note in notes)]
+
+
+def _counted(spaces: int) -> str:
+    return "1 neuron space" if spaces == 1 else f"{spaces} neuron spaces"
 
 
 def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

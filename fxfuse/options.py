@@ -12,14 +12,23 @@ if TYPE_CHECKING:
 
 
 def recipe_of(path: str | None, options: dict[str, Any]) -> "Recipe":
-    """The recipe in a file, or an empty one, with the options that were given put into it."""
-    from fxfuse.recipe import Recipe, load_recipe, resolve
+    """The recipe in a file, or an empty one, with the options that were given put into it.
+
+    A data source alone is read and preprocessed as the recipe says of its own data (that of the same entry, or else the
+    other's); a mapping takes the whole entry's place.
+    """
+    from fxfuse.recipe import DataSpec, Recipe, load_recipe, read_alike, resolve
 
     entries = {} if path is None else load_recipe(path).model_dump(exclude_defaults=True)
     if path is None and options["parents"] is None:
         raise RecipeError("There is nothing to fuse: name a recipe, or parents by --parent and --weights.")
     nested = {key: options.get(key) or {} for key in ("fit", "finetune", "options")}
+    stated: dict[str, Any] = {key: entries[key] for key in ("calibration", "evaluation") if key in entries}
     entries.update({key: value for key, value in options.items() if value is not None and key not in nested})
+    for key, other in (("calibration", "evaluation"), ("evaluation", "calibration")):
+        own = stated.get(key) or stated.get(other)
+        if own is not None and isinstance(options.get(key), str):
+            entries[key] = read_alike(DataSpec(**own), options[key])
     for key, part in nested.items():
         given = {name: value for name, value in part.items() if value is not None}
         if given:

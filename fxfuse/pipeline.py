@@ -130,7 +130,8 @@ def fuse(
 
 def _settings(job: Job, data: Data) -> dict[str, Any]:
     """What was asked for, as it is written into the account."""
-    preset, form, samples = job.method.preset, job.method.form, data.calibration
+    preset, form = job.method.preset, job.method.form
+    samples = {"calibration": data.calibration, "evaluation": data.evaluation}
     return {
         "method": job.method.name,
         "statistics": preset.statistics,
@@ -143,7 +144,7 @@ def _settings(job: Job, data: Data) -> dict[str, Any]:
         "parents": list(job.parents.names),
         "budget": form.stated,
         "router": form.router,
-        "calibration": None if samples is None else f"{len(samples)} samples: {samples.description}",
+        **{what: None if own is None else f"{len(own)} samples: {own.description}" for what, own in samples.items()},
     }
 
 

@@ -139,6 +139,15 @@ class DataSpec(Record):
     limit: Annotated[Limit, short("count", int)] | None = None
 
 
+def read_alike(spec: DataSpec, source: str) -> DataSpec:
+    """Another source, read and preprocessed as ``spec`` says; which part of it is taken (``root``, ``split``,
+    ``limit``) and labels in a file of their own were the first source's."""
+    kept = {key: getattr(spec, key) for key in ("inputs", "preprocessing", "batched")}
+    if not isinstance(spec.labels, bool) and not str(spec.labels).endswith(".npy"):
+        kept["labels"] = spec.labels
+    return DataSpec(source=source, **kept)
+
+
 class FitSettings(Record):
     """How levels are fitted; ``None`` leaves the choice to the method."""
 

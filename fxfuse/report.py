@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.markup import escape
 from rich.table import Table
@@ -67,7 +67,7 @@ def levels_json(result: FuseResult) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------- the comparison
 
-SCORE_COLUMNS = ("network", "accuracy, %", "loss", "agrees with ensemble, %", "parameters")
+SCORE_COLUMNS = ("network", "accuracy, %", "loss", "agrees with ensemble, %", "error", "parameters")
 
 
 def score_rows(scores: tuple[Score, ...]) -> list[tuple[str, ...]]:
@@ -78,17 +78,23 @@ def score_rows(scores: tuple[Score, ...]) -> list[tuple[str, ...]]:
             _percent(score.accuracy),
             "-" if score.loss is None else f"{score.loss:.4f}",
             _percent(score.agreement),
+            _error(score.error),
             "-" if score.parameters is None else f"{score.parameters:,}",
         )
         for score in scores
     ]
 
 
+def measured_columns(rows: list[tuple[str, ...]]) -> list[int]:
+    """The columns of ``score_rows`` that say something."""
+    return [i for i in range(len(SCORE_COLUMNS)) if i == 0 or any(row[i] != "-" for row in rows)]
+
+
 def result_table(result: FuseResult) -> Table:
     """Parents, ensemble, plain average and fused network as a table for a terminal."""
     table = Table(title=escape(_comparison_title(result)), title_justify="left", header_style="bold", min_width=50)
     rows = score_rows(result.scores)
-    shown = [i for i in range(len(SCORE_COLUMNS)) if i == 0 or any(row[i] != "-" for row in rows)]
+    shown = measured_columns(rows)
     for i in shown:
         table.add_column(SCORE_COLUMNS[i], justify="right" if i else "left")
     for score, row in zip(result.scores, rows, strict=True):
@@ -100,9 +106,18 @@ def result_table(result: FuseResult) -> Table:
 def _comparison_title(result: FuseResult) -> str:
     if not result.scores:
         return "nothing was measured: no evaluation data"
+    where = f"on {_judged_on(result.settings)}"
     if any(score.accuracy is not None for score in result.scores):
-        return "on held-out data"
-    return "on held-out data without labels: how often each network answers as the ensemble does"
+        return where
+    if any(score.agreement is not None for score in result.scores):
+        return f"{where} without labels: how often each network answers as the ensemble does"
+    return f"{where}: how far each network's outputs are from the parents' mean output"
+
+
+def _judged_on(settings: Mapping[str, Any]) -> str:
+    """The data of the comparison: without evaluation data it is made on what the fusion has seen."""
+    own = "evaluation" in settings and settings["evaluation"] is None
+    return "the calibration data, which fusion has seen" if own else "held-out data"
 
 
 def _percent(value: float | None) -> str:
@@ -142,19 +157,20 @@ def _summary(result: FuseResult) -> str:
         text += f"Its {len(result.classes)} classes, in the order of its outputs: {', '.join(result.classes)}.\n\n"
     if count == 1:
         text += "With one parent there is nothing to merge: the fused network should do what the parent does.\n\n"
-    return text + _verdict(result.scores)
+    return text + _verdict(result.scores, f"On {_judged_on(result.settings)}")
 
 
-def _verdict(scores: tuple[Score, ...]) -> str:
+def _verdict(scores: tuple[Score, ...], where: str) -> str:
     """What the comparison says, in a sentence or two."""
     if not scores:
         return "No evaluation data was given, so nothing is known about how well the fused network does.\n"
     labelled = any(score.accuracy is not None for score in scores)
     best = {kind: _best(scores, kind, labelled) for kind in ("fused", "parent", "ensemble", "average")}
     if best["fused"] is None:
-        return "The fused network was not measured.\n"
+        return _distances(scores, where)
     figure, word = best["fused"][1], "accuracy" if labelled else "agreement with the ensemble"
-    text = f"On held-out data the fused network reaches **{100 * figure:.2f} %** {word}"
+    comma = "," if "," in where else ""
+    text = f"{where}{comma} the fused network reaches **{100 * figure:.2f} %** {word}"
     others = {"parent": "the best parent", "ensemble": "the ensemble", "average": "plain weight averaging"}
     if not labelled:
         del others["ensemble"]  # it agrees with itself
@@ -171,6 +187,16 @@ def _verdict(scores: tuple[Score, ...]) -> str:
     return text
 
 
+def _distances(scores: tuple[Score, ...], where: str) -> str:
+    """The same where there are no classes: how far outputs are from the parents' mean output."""
+    found = {kind: [s.error for s in scores if s.error is not None and role(s.name) == kind] for kind in get_args(Role)}
+    if not found["fused"]:
+        return "The fused network was not measured.\n"
+    words = {"fused": "the fused network", "parent": "the nearest parent", "average": "plain weight averaging"}
+    said = ", ".join(f"{name} {min(found[kind]):.3g}" for kind, name in words.items() if found[kind])
+    return f"{where}: squared distance to the parents' mean output, relative to its energy: {said}. 0 is that output.\n"
+
+
 def _best(scores: tuple[Score, ...], kind: str, labelled: bool) -> tuple[str, float] | None:
     values = [(s.name, s.accuracy if labelled else s.agreement) for s in scores if role(s.name) == kind]
     known = [(name, value) for name, value in values if value is not None]
@@ -180,7 +206,10 @@ def _best(scores: tuple[Score, ...], kind: str, labelled: bool) -> tuple[str, fl
 def _networks(result: FuseResult, scored: bool) -> str:
     if not result.scores:
         return ""
-    table = markdown_table(SCORE_COLUMNS, score_rows(result.scores), right=SCORE_COLUMNS[1:])
+    rows = score_rows(result.scores)
+    shown = measured_columns(rows)
+    head = tuple(SCORE_COLUMNS[i] for i in shown)
+    table = markdown_table(head, [tuple(row[i] for i in shown) for row in rows], right=head[1:])
     picture = "\n![comparison of the networks](accuracy.svg)\n" if scored else ""
     legend = (
         "\nThe ensemble runs all parents and averages their predictions: the mark to reach, at the cost of all parents "
@@ -223,8 +252,9 @@ def _levels(result: FuseResult, fitted: bool) -> str:
     words = (
         "A level is a piece of the network that ends in one value. *Grouping* is the share of the parents' neurons' "
         "energy that is lost by putting several neurons into one group, before any weight is computed. *Before* and "
-        "*after* are the relative squared errors of the level's output to the groups' targets, on samples that the fit "
-        "did not see, before and after fitting; 0 is perfect, 1 is as bad as answering nothing.\n\n"
+        "*after* are the errors of the level's output to the groups' targets, on samples that the fit did not see, "
+        "before and after the level's own fit: squared, relative to the targets' variation; 0 is perfect, 1 is as bad "
+        "as always giving the mean. At an output with classes they are the divergence from the wanted answer.\n\n"
     )
     picture = "\n![error of every level](levels.svg)\n" if fitted else ""
     return f"## Levels\n\n{words}{_worst(result.levels)}{table}{picture}"

@@ -14,7 +14,7 @@ from fxfuse.errors import DataError
 from fxfuse.export import OnnxReport, load_result, to_onnx
 from fxfuse.output import check_file
 from fxfuse.passes.verify import score
-from fxfuse.recipe import DataSpec, load_recipe
+from fxfuse.recipe import DataSpec, load_recipe, read_alike
 from fxfuse.types import Score, parameter_count
 from fxfuse.writing import RECIPE
 
@@ -66,12 +66,7 @@ def _as_before(folder: Path, source: str | None) -> DataSpec:
             raise DataError(f"The recipe in {folder} names no evaluation data; give some.")
         return recipe.evaluation
     spec = recipe.evaluation or recipe.calibration
-    if spec is None:
-        return DataSpec(source=source)
-    kept = {key: getattr(spec, key) for key in ("inputs", "preprocessing", "batched")}
-    if not isinstance(spec.labels, bool) and not str(spec.labels).endswith(".npy"):
-        kept["labels"] = spec.labels
-    return DataSpec(source=source, **kept)
+    return DataSpec(source=source) if spec is None else read_alike(spec, source)
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

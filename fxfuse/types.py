@@ -226,8 +226,9 @@ class Grouping:
 @dataclass(frozen=True, slots=True)
 class LevelReport:
     """What happened to one level: ``grouping_error`` is the part of the parents' neurons' energy that the groups
-    cannot express, ``before`` and ``after`` are the relative errors of the fused level's output to its target on
-    held-out samples, before and after fitting (``None`` where nothing was fitted or measured)."""
+    cannot express, ``before`` and ``after`` are the errors of the fused level's output to its target on held-out
+    samples (relative ones; at an output with classes the divergence from the wanted answer), before and after fitting
+    (``None`` where nothing was fitted or measured)."""
 
     level: str
     space: str | None

@@ -10,8 +10,10 @@ from run_cases import entries, workspace
 from fxfuse.cli import main
 from fxfuse.comparison import cell
 from fxfuse.comparison.cell import Run
+from fxfuse.comparison.driver import one_run
 from fxfuse.comparison.table import spread, summary, write
 from fxfuse.finetuning import BEFORE, CONTROL
+from fxfuse.recipe import Recipe
 
 
 def row(accuracy, **more):
@@ -54,6 +56,14 @@ def test_a_failure_is_a_row_and_a_lost_seed_is_said():
 def test_without_labels_the_agreement_is_shown():
     bare = {name: {**value, "accuracy": None} for name, value in run("ot", 0, 0.7).rows.items()}
     assert summary([Run("ot", 0, bare)])[0][1] == "one-shot agrees with the ensemble, %"
+
+
+def test_a_base_model_and_a_router_stay_with_the_methods_that_use_them():
+    recipe = Recipe(parents=["a.py:f", "b.py:f"], base="c.py:f", router="gate", onnx=True)
+    ties, select, plain = (one_run(recipe, method, 3) for method in ("ties", "select", "average"))
+    assert (ties.base, ties.router, ties.method, ties.seed, ties.onnx) == (recipe.base, None, "ties", 3, False)
+    assert (select.base, select.router) == (None, "gate")
+    assert (plain.base, plain.router, plain.parents) == (None, None, recipe.parents)
 
 
 @pytest.mark.parametrize(("values", "text"), [([], "-"), ([0.5], "0.5000"), ([2.0, 4.0], "3.00 ±1.41")])

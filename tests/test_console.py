@@ -23,7 +23,7 @@ def test_a_level_in_a_sentence() -> None:
     full = LevelReport("block", "stream", 8, (8, 6), 0.1, 0.4, 0.25, "gradient", note="norm statistics recomputed")
     bare = LevelReport("head", None, None, ())
     assert level_sentences((full, bare)) == [
-        "block: 8 + 6 neurons grouped into 8; the groups keep 90.0 % of their energy; fitting took the relative error "
+        "block: 8 + 6 neurons grouped into 8; the groups keep 90.0 % of their energy; fitting took the error "
         "from 0.4 to 0.25; norm statistics recomputed",
         "head: nothing to group or fit",
     ]

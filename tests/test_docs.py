@@ -19,6 +19,7 @@ from fxfuse.passes.fitting import FitPlan
 from fxfuse.passes.importance import IMPORTANCES
 from fxfuse.passes.normalize import PASSES
 from fxfuse.passes.solvers import SOLVERS
+from fxfuse.presets import DEFAULT
 from fxfuse.recipe import (
     DataSpec,
     FinetuneSettings,
@@ -144,6 +145,12 @@ def test_every_option_of_every_command_is_documented() -> None:
         assert {o for o in options if o.startswith("--")} - {"--help"} <= written, name
         tabled = {o for row in rows(section(page, name)) for o in re.findall(r"`(--[a-z-]+)", row[0])}
         assert tabled <= options, name
+
+
+def test_help_texts_name_the_choices_and_the_default() -> None:
+    said = {parameter.name: parameter.help for parameter in COMMANDS["fuse"].params}
+    assert {name for name in IMPORTANCES if name not in said["importance"]} == set()
+    assert f"Default: {DEFAULT}." in said["method"]
 
 
 def test_every_method_solver_and_importance_is_documented() -> None:

@@ -69,6 +69,26 @@ def test_options_win_over_the_file_and_keep_the_rest(tmp_path: Path, monkeypatch
     assert recipe.output == str(tmp_path / "out")  # the working folder
 
 
+def test_a_source_alone_is_read_as_the_recipe_says_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "parents: [m:f]\ncalibration: {source: a.npz, inputs: x, labels: z, limit: 9, preprocessing: {mean: 0.5}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = recipe_of(str(file), dict(NONE)).calibration
+    recipe = recipe_of(str(file), {**NONE, "calibration": "b.npz", "evaluation": "c.npz"})
+    assert own is not None
+    for found, name in ((recipe.calibration, "b.npz"), (recipe.evaluation, "c.npz")):
+        assert found is not None
+        assert found.source == str(tmp_path / name)
+        assert (found.inputs, found.labels, found.preprocessing) == (own.inputs, own.labels, own.preprocessing)
+        assert found.limit is None
+    anew = recipe_of(str(file), {**NONE, "calibration": {"source": "b.npz"}}).calibration
+    assert anew is not None
+    assert anew.preprocessing.mean is None
+    assert anew.labels is True
+
+
 def test_lists_of_methods_and_seeds_hold_each_once() -> None:
     assert methods_of(" ot, zip,ot,") == ["ot", "zip"]
     assert methods_of("") == list(METHODS)

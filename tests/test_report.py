@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from analyses import result
@@ -57,6 +58,30 @@ def test_without_labels_nothing_is_claimed_about_accuracy():
     assert "accuracy of" not in text
     table = shown(result_table(result(scores=UNLABELLED)))
     assert "without labels" in table
+    assert "accuracy" not in table
+
+
+def test_a_comparison_on_the_calibration_data_is_not_called_held_out():
+    seen = replace(result(), settings={"evaluation": None})
+    text = report_text(seen, scored=True, fitted=True)
+    assert "On the calibration data, which fusion has seen, the fused network reaches **95.71 %** accuracy" in text
+    assert "On held-out data" not in text
+    assert "calibration data, which fusion has seen" in shown(result_table(seen))
+    apart = replace(result(), settings={"evaluation": "360 samples: test.npz"})
+    assert "On held-out data the fused network" in report_text(apart, scored=True, fitted=True)
+
+
+def test_outputs_without_classes_are_judged_by_their_distance():
+    scores = (
+        Score("parent 0", None, None, None, 100, error=0.5),
+        Score("ensemble (mean output)", None, None, None, 200, error=0.0),
+        Score("fused", None, None, None, 100, error=0.025),
+    )
+    text = report_text(result(scores=scores), scored=False, fitted=True)
+    assert "relative to its energy: the fused network 0.025, the nearest parent 0.5. 0 is that output." in text
+    assert "| network | error | parameters |" in text
+    table = shown(result_table(result(scores=scores)))
+    assert "0.025" in table
     assert "accuracy" not in table
 
 

@@ -1,5 +1,7 @@
 """What is asked for is checked one record at a time, before any network is looked at; the plan of the fit follows."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 
@@ -98,6 +100,14 @@ def test_what_is_given_goes_before_the_plans_own():
 @pytest.mark.parametrize("example", [IMAGES, (IMAGES,), {"x": IMAGES}])
 def test_images_are_transformed_however_they_are_given(example):
     assert make_plan(METHODS["kmeans"], FitSettings(), example, 1).transformations == ("shift", "mix")
+
+
+@pytest.mark.parametrize(("front", "said"), [(torch.nn.Identity(), False), (torch.nn.Linear(4, 4), True)])
+def test_a_part_that_receives_something_else_than_the_samples_is_named(front, said):
+    body = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    whole = torch.nn.Sequential(OrderedDict(front=front, body=body))
+    notes = fuse([whole, whole], method="average", example=torch.randn(3, 4), submodule="body").notes
+    assert any("samples go straight into body" in note for note in notes) == said
 
 
 def test_the_clock_adds_up_what_a_stage_takes_and_keeps_their_order(monkeypatch):

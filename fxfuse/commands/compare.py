@@ -9,11 +9,13 @@ from fxfuse.commands.shared import Quiet
 
 
 def compare_command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe; its method and seed do not matter.")],
-    methods: Annotated[str, typer.Option(help="Names: hungarian,kmeans. Default: every method.")] = "",
-    seeds: Annotated[str, typer.Option(help="Numbers: 0,1,2.")] = "0",
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe; its method, seed and output do not matter.")
+    ],
+    methods: Annotated[str, typer.Option(help="Names with commas: ot,hungarian-linear. Default: every method.")] = "",
+    seeds: Annotated[str, typer.Option(help="Numbers with commas: 0,1,2.")] = "0",
     out: Annotated[
-        str, typer.Option("--out", "-o", metavar="DIR", help="Where the runs lie; what is done there is kept.")
+        str, typer.Option("--out", "-o", metavar="DIR", help="Where the runs lie; finished ones are kept.")
     ] = "fxfuse-compare",
     quiet: Quiet = False,
 ) -> None:

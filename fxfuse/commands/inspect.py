@@ -11,7 +11,9 @@ from fxfuse.options import granularity_of
 
 
 def inspect_command(
-    source: Annotated[str, typer.Argument(help="module:factory, net.py:factory, torchvision:resnet18 or a .pt2.")],
+    source: Annotated[
+        str, typer.Argument(help="module:factory, net.py:factory(width=32), torchvision:resnet18 or a .pt2 program.")
+    ],
     weights: Annotated[str | None, typer.Option("--weights", "-w", metavar="FILE", help="Its weight file.")] = None,
     inputs: Annotated[
         list[str] | None,
@@ -23,15 +25,24 @@ def inspect_command(
             "Without it a usual one is tried, and said.",
         ),
     ] = None,
-    granularity: Annotated[str, typer.Option(help="block, layer, a number, or node names: a,b,c.")] = "block",
+    granularity: Annotated[
+        str, typer.Option(help="Where levels end: block, layer, how many, or names: a,b,c.")
+    ] = "block",
     out: Annotated[
         list[str] | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Write it: .json .graphml .dot .svg .mmd ...; repeat."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write it as the suffix says: .svg .png .html .md .json .graphml .dot .gv .mmd .mermaid; repeat.",
+        ),
     ] = None,
     spaces: Annotated[bool, typer.Option("--spaces", help="Print the neuron spaces too.")] = False,
-    leaf: Annotated[list[str] | None, typer.Option(help="A module (path or class) to keep whole; repeat.")] = None,
+    leaf: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A module (path or class name) to keep whole; repeat.")
+    ] = None,
     submodule: Annotated[str | None, typer.Option(help="Look at this module of the network only.")] = None,
-    front_end: Annotated[str, typer.Option(help="auto, fx or export.")] = "auto",
+    front_end: Annotated[str, typer.Option(help="What makes the graph: auto, fx or export.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Trace a network, find its neurons, cut it into levels, and print them.

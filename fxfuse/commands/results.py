@@ -41,7 +41,7 @@ def eval_command(
     device: DeviceName = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a fused network on data.
+    """Measure a fused network on labelled data.
 
     Example: `fxfuse eval fused --data test.npz`
     """

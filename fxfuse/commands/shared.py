@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     from fxfuse.progress import Progress
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output; progress as JSON lines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.", metavar="DEVICE")]
 

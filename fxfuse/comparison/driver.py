@@ -9,6 +9,7 @@ from fxfuse.comparison import cell
 from fxfuse.errors import OutputError
 from fxfuse.loading import load_inputs
 from fxfuse.output import difference, write_atomically
+from fxfuse.presets import find_method
 from fxfuse.progress import QuietProgress
 from fxfuse.recipe import Recipe
 
@@ -29,10 +30,18 @@ def run_all(
         for method in methods:
             run = cell.read(folder, method, seed)
             if run is None or not run.rows:  # what failed may be mended by now
-                run = cell.execute(recipe.model_copy(update={"method": method, "seed": seed, "onnx": False}), folder)
+                run = cell.execute(one_run(recipe, method, seed), folder)
             runs.append(run)
             say(_sentence(run))
     return runs
+
+
+def one_run(recipe: Recipe, method: str, seed: int) -> Recipe:
+    """The recipe of one run. A base model and a router stay with the methods that use them, which others refuse."""
+    preset = find_method(method)
+    changes = {"method": method, "seed": seed, "onnx": False}
+    unused = {"base": not preset.needs_base, "router": preset.form != "select"}
+    return recipe.model_copy(update={**changes, **{key: None for key, drop in unused.items() if drop}})
 
 
 def _sentence(run: cell.Run) -> str:

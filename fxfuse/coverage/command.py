@@ -8,7 +8,7 @@ import typer
 
 def coverage_command(
     out: Annotated[
-        str, typer.Option("--out", "-o", metavar="DIR", help="Where the records lie; what is done there is kept.")
+        str, typer.Option("--out", "-o", metavar="DIR", help="Where the records lie; finished ones are kept.")
     ] = "fxfuse-coverage",
     page: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the page there, and .json beside it. Default: in --out.")
@@ -23,7 +23,9 @@ def coverage_command(
     laws: Annotated[
         bool, typer.Option("--laws", help="Only the columns about the analysis; a later run does the rest.")
     ] = False,
-    again: Annotated[str, typer.Option(help="Finished rows to run anew: none, failed, other (code), all.")] = "none",
+    again: Annotated[
+        str, typer.Option(help="Finished rows to run anew: none, failed, other (those of other code), all.")
+    ] = "none",
     seconds: Annotated[float, typer.Option(min=1, help="Time limit of one model.")] = 900.0,
     gigabytes: Annotated[float, typer.Option(min=0.1, help="Memory limit of one model (Linux).")] = 12.0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Models side by side.")] = 1,

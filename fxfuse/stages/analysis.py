@@ -108,7 +108,7 @@ def match_parents(
     if base is not None:
         found = _analyse(base, "base", shown, job.tracing, job.parents.classes(0))
         state = reference_states(correspond(pairs.reference, [found]))[0]
-    return Matched(pairs, state, shown, tuple(_notes(pairs.reference)))
+    return Matched(pairs, state, shown, (*_straight(job.tracing, shown, analyses[0]), *_notes(pairs.reference)))
 
 
 def _analyse(module: nn.Module, name: str, example: Example, tracing: Tracing, classes: int | None) -> Analysis:
@@ -157,6 +157,25 @@ def _target(
     fixed = () if union is None else class_spaces(first, len(union.maps[0]))
     made = first if target is None or target == 1.0 else scale(first, float(target), fixed)
     return made if union is None else with_classes(made, union, len(union.maps[0]))
+
+
+def _straight(tracing: Tracing, shown: Example, first: Analysis) -> Iterator[str]:
+    """A word where a part of the parents is fused that receives something else than the samples, which it is given."""
+    if tracing.submodule is None:
+        return
+    given = (shown,) if isinstance(shown, Tensor) else tuple(shown.values() if isinstance(shown, Mapping) else shown)
+    taken = first.program.example
+    if len(given) != len(taken) or not all(map(_same, given, taken)):
+        yield (
+            f"the samples go straight into {tracing.submodule}, which receives something else when the whole of "
+            f"{first.program.name} runs on them: give samples of what that part receives"
+        )
+
+
+def _same(given: Tensor, taken: Tensor) -> bool:
+    """Whether the tensors are equal; a single sample may have been repeated."""
+    alike = given.dtype == taken.dtype and given.shape[1:] == taken.shape[1:]
+    return alike and given.shape[:1] in ((1,), taken.shape[:1]) and bool((given == taken).all())
 
 
 def _notes(analysis: Analysis) -> Iterator[str]:
