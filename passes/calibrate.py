@@ -20,6 +20,7 @@ of a network would take more than :data:`AT_ONCE` together, there are several ro
 of the spaces: whoever groups a round's spaces before asking for the next never holds more. The statistics are the same.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -53,6 +54,12 @@ SCALE_SAMPLES = 32
 
 IMPORTANCE_SAMPLES = 128
 """How many samples tell the importance."""
+
+BATCH = 256
+"""Samples in a batch, at most."""
+
+ACTIVATIONS = 4 << 30
+"""Bytes that all values of a parent may take for one batch: where importance differentiates, they are held at once."""
 
 BAND = 1024
 """Rows of a matrix that are worked on at a time."""
@@ -105,7 +112,7 @@ def calibrate(
     importance: ImportanceName = "conductance",
     importance_samples: int | None = IMPORTANCE_SAMPLES,
     views: Views = "read",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     rows_per_sample: int | None = ROWS_PER_SAMPLE,
     seed: int = 0,
     classes: LabelSpace | None = None,
@@ -130,7 +137,7 @@ def calibrate_in_rounds(
     importance: ImportanceName = "conductance",
     importance_samples: int | None = IMPORTANCE_SAMPLES,
     views: Views = "read",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     rows_per_sample: int | None = ROWS_PER_SAMPLE,
     seed: int = 0,
     classes: LabelSpace | None = None,
@@ -142,7 +149,8 @@ def calibrate_in_rounds(
 
     The parents' graphs are the same up to widths: node names and space numbers agree. ``weights`` has one entry per
     parent and scales its importance. ``rows_per_sample`` limits the positions used per sample and space (``None``:
-    all), ``importance_samples`` the samples that are differentiated (``None``: all). A space that nobody contracts is
+    all), ``importance_samples`` the samples that are differentiated (``None``: all). ``batch_size`` is as large as
+    :data:`ACTIVATIONS` allows, and 256 at most, unless it is given. A space that nobody contracts is
     seen on the last value that shows it; one that no value shows has no statistics. ``views="formed"`` looks at neurons
     before their nonlinearity as well. ``classes`` says which of the data's labels, which are then the union's, are
     which of a parent's classes. Statistics lie on the CPU. The result depends on ``seed`` only through the positions,
@@ -153,6 +161,7 @@ def calibrate_in_rounds(
     space is missing in some parent.
     """
     attribute = find_importance(importance)
+    batch_size = _batch_size(parents) if batch_size is None else batch_size
     _check(parents, samples, weights, batch_size, rows_per_sample)
     _check_spaces(parents)
     progress = QuietProgress() if progress is None else progress
@@ -222,6 +231,16 @@ def _check(
             f"calibration needs at least two samples, a few hundred to be of use. Got {len(samples)} "
             f"from {samples.description}"
         )
+
+
+def _batch_size(parents: Sequence[Analysis]) -> int:
+    """How many samples' values one parent may hold at a time."""
+    most = 1
+    for parent in parents:
+        batch = traced_batch(parent.axes, parent.program.module.graph)
+        values = (math.prod(layout.size for layout in axes.dims) for axes in parent.axes.values.values())
+        most = max(most, 4 * sum(values) // batch)
+    return max(1, min(BATCH, ACTIVATIONS // most))
 
 
 def _chunks(count: int, size: int, scales_needed: bool) -> list[range]:

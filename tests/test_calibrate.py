@@ -254,3 +254,16 @@ def test_a_round_is_made_when_it_is_asked_for() -> None:
     once = asked
     next(rounds)
     assert 0 < once < asked == 2 * once
+
+
+def test_batches_shrink_where_samples_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = zoo_parents("vgg11_bn")
+    samples = TensorSamples(ZOO["vgg11_bn"].example(40, seed=5))
+    whole = run(parents, samples)
+    sizes = []
+    take = TensorSamples.take
+    monkeypatch.setattr(TensorSamples, "take", lambda self, index: (sizes.append(len(index)), take(self, index))[1])
+    monkeypatch.setattr("fxfuse.passes.calibrate.ACTIVATIONS", 1 << 20)
+    small = run(parents, samples)
+    assert max(sizes) < 40 == sum(sizes)
+    assert all(difference(small[number].gram, stats.gram) < 1e-6 for number, stats in whole.items())
