@@ -28,6 +28,38 @@ def adaptive_average(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``torch.nn.functional.scaled_dot_product_attention`` in evaluation, from products and a softmax; any number of
+    leading dimensions, of which the exporter knows two."""
+    del dropout_p
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        allowed = attn_mask.dtype == torch.bool
+        scores = torch.where(attn_mask, scores, float("-inf")) if allowed else scores + attn_mask
+    return scores.softmax(-1) @ value
+
+
+def _other_than_4d(node: fx.Node) -> bool:
+    query = node.args[0]
+    assert isinstance(query, fx.Node)
+    return bool(query.meta["val"].ndim != 4)
+
+
 def _projected(node: fx.Node) -> bool:
     parameters, biases, layers, both_ways = node.args[2], node.args[3], node.args[4], node.args[7]
     assert isinstance(parameters, Sequence)
@@ -43,6 +75,7 @@ def _always(node: fx.Node) -> bool:
 FORMS: dict[Any, tuple[Callable[[fx.Node], bool], Callable[..., Any]]] = {
     _aten.adaptive_avg_pool3d.default: (_always, adaptive_average),
     _aten._adaptive_avg_pool3d.default: (_always, adaptive_average),
+    _aten.scaled_dot_product_attention.default: (_other_than_4d, attention),
     _aten.lstm.input: (_projected, get_decompositions([_aten.lstm.input])[_aten.lstm.input]),
 }
 """For an operator: which of its nodes have no ONNX form, and what computes the same."""

@@ -6,13 +6,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxfuse.export import exported, to_onnx
-from fxfuse.onnx_forms import adaptive_average, with_forms
+from fxfuse.onnx_forms import adaptive_average, attention, with_forms
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 4), (5, 5, 2), (5, 7, 3), (6, 1, 9)])
 def test_adaptive_average_is_torchs(size: tuple[int, int, int]) -> None:
     x = torch.rand(2, 3, 5, 7, 3, dtype=torch.float64)
     assert torch.allclose(adaptive_average(x, size), F.adaptive_avg_pool3d(x, size), rtol=1e-12)
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3), (2, 3, 2)])
+@pytest.mark.parametrize("kind", ["plain", "causal", "added", "allowed", "scaled"])
+def test_attention_is_torchs(lead: tuple[int, ...], kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(*lead, n, 6, dtype=torch.float64, generator=generator) for n in (5, 7, 7))
+    scores = torch.randn(*lead, 5, 7, dtype=torch.float64, generator=generator)
+    allowed = (scores > 0).index_fill(-1, torch.tensor(0), True)
+    chosen = {
+        "plain": {},
+        "causal": {"is_causal": True},
+        "added": {"attn_mask": scores},
+        "allowed": {"attn_mask": allowed},
+        "scaled": {"scale": 0.3},
+    }[kind]
+    want = F.scaled_dot_product_attention(q, k, v, **chosen)
+    assert torch.allclose(attention(q, k, v, **chosen), want, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_of_groups_is_torchs() -> None:
+    q, k, v = torch.randn(2, 4, 5, 6), torch.randn(2, 2, 7, 6), torch.randn(2, 2, 7, 6)
+    assert torch.allclose(
+        attention(q, k, v, enable_gqa=True), F.scaled_dot_product_attention(q, k, v, enable_gqa=True), atol=1e-6
+    )
+
+
+class Windows(nn.Module):
+    """Attention inside windows, whose number is a dimension of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], 3, 2, 4, 3, 6).permute(4, 0, 1, 2, 3, 5)
+        return F.scaled_dot_product_attention(q, k, v).mean((1, 2))
 
 
 class Volume(nn.Module):
@@ -39,10 +76,11 @@ class Recurrent(nn.Module):
     [
         (Volume(1), (2, 2, 7, 6, 5)),
         (Volume(3), (2, 2, 7, 6, 5)),
+        (Windows(), (2, 24, 6)),
         (Recurrent(proj_size=2), (2, 5, 3)),
         (Recurrent(proj_size=2, bidirectional=True, bias=False), (2, 5, 3)),
     ],
-    ids=["mean", "bins", "projected", "projected both ways"],
+    ids=["mean", "bins", "attention", "projected", "projected both ways"],
 )
 def test_they_become_onnx(network: nn.Module, shape: tuple[int, ...], tmp_path) -> None:
     network.eval()
