@@ -14,7 +14,6 @@ largest. Nothing is merged, so nothing interferes: what is wrong is wrong becaus
 The last two need calibration data. Outputs with positions are scored by the mean over positions.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from fxfuse.errors import MethodError, nearest
 from fxfuse.label_space import LabelSpace, class_axis
 from fxfuse.passes.correspond import Correspondence
+from fxfuse.passes.descent import descend, falling
 from fxfuse.passes.label_ensemble import LabelEnsemble
 from fxfuse.passes.observe import placed, to_device
 from fxfuse.passes.subgraph import capture, output_nodes
@@ -283,13 +283,9 @@ def _train_gate(logs: Sequence[Tensor], own: Sequence[Tensor], goal: Tensor) -> 
     bias = torch.zeros(len(logs), requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], RATE)
     for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
         share = F.linear(rows, weight, bias).softmax(1)
         mixed = torch.einsum("np,npc->nc", share, chances).clamp_min(1e-6)
         loss = -(goal * mixed.log()).sum(1).mean() + DECAY * weight.square().sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        optimizer.step()
+        descend(optimizer, loss, RATE * falling("cosine", step / STEPS))
     weight = (weight / spread).detach()
     return weight, bias.detach() - weight @ middle
