@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxfuse.errors import GraphError
 from fxfuse.label_space import class_axis
-from fxfuse.passes.algebra import Dims, check_owners, expand, fresh, pin, settle, size_of
+from fxfuse.passes.algebra import check_owners
 from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, tensors_in
+from fxfuse.passes.variables import Dims, expand, fresh, pin, settle, size_of
 from fxfuse.types import Program
 
 

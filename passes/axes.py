@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from fxfuse.passes.abstract import Interpreter, Mode, Shapes, batch_of, on_meta
-from fxfuse.passes.algebra import UNSET, Dims, Factor, Var, expand, find, fresh, inside, owner, pin, settle
 from fxfuse.passes.axis_rules.core import Meaning, Trace
 from fxfuse.passes.resolution import layout_of, leaves, tidy
+from fxfuse.passes.variables import UNSET, Dims, Factor, Var, expand, find, fresh, inside, owner, pin, settle
 from fxfuse.types import Axes, Concat, Layout, Leaf, Opaque, Program, Space, TensorAxes
 
 BATCH = 1009

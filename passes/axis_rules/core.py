@@ -22,23 +22,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fxfuse.passes.algebra import (
-    UNSET,
-    Dim,
-    Dims,
-    Factor,
-    Unset,
-    Var,
-    check_owners,
-    disown,
-    expand,
-    find,
-    inside,
-    owner,
-    pin,
-    settle,
-    unify_all,
-)
+from fxfuse.passes.algebra import check_owners, disown, unify_all
+from fxfuse.passes.variables import UNSET, Dim, Dims, Factor, Unset, Var, expand, find, inside, owner, pin, settle
 
 Outputs = Dims | list[Dims]
 

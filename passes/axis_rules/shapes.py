@@ -4,25 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from fxfuse.passes.algebra import (
-    Dim,
-    Dims,
-    Var,
-    concat,
-    cut,
-    expand,
-    free_of,
-    fresh,
-    instances,
-    narrow,
-    owned_by,
-    pin,
-    regroup,
-    size_of,
-    unify_all,
-)
-from fxfuse.passes.algebra import Factor as _Factor
+from fxfuse.passes.algebra import concat, cut, free_of, instances, narrow, regroup, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions, positive
+from fxfuse.passes.variables import Dim, Dims, Var, expand, fresh, owned_by, pin, size_of
+from fxfuse.passes.variables import Factor as _Factor
 
 # ----------------------------------------------------------------------------------------- re-bracketing
 
