@@ -21,8 +21,7 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxfuse.errors import MethodError
-from fxfuse.passes.abstract import batch_of
-from fxfuse.passes.axes import on_meta
+from fxfuse.passes.abstract import batch_of, on_meta
 from fxfuse.passes.branches import can_branch
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.subgraph import needed_nodes, parameters_of

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fxfuse.errors import MethodError
-from fxfuse.passes.axes import on_meta
+from fxfuse.passes.abstract import on_meta
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.costs import Budget, Unit, level_costs
 from fxfuse.passes.resize import resize
