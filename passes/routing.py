@@ -66,8 +66,14 @@ class Choice(nn.Module):
     ``P`` of each node of :meth:`Places.nodes`. With ``labels`` the answers, along ``axis``, go to the union of the
     classes, as log-probabilities."""
 
-    def __init__(self, scorer: nn.Module, members: Sequence[int], dims: int, places: Places | None = None,
-                 labels: LabelSpace | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        scorer: nn.Module,
+        members: Sequence[int],
+        dims: int,
+        places: Places | None = None,
+        labels: LabelSpace | None = None,
+    ) -> None:
         super().__init__()
         self.scorer, self.parents, self.dims = scorer, len(members), dims
         self.places = places if labels is not None else None
@@ -167,7 +173,7 @@ def find_places(pairs: Correspondence) -> Places:
     for node in output_nodes(pairs.reference.program.module.graph):
         if node.name not in meaning:
             continue
-        axis = class_axis(torch.Size([layout.size for layout in meaning[node.name].dims]))
+        axis = class_axis(tuple(layout.size for layout in meaning[node.name].dims))
         if axis is None:
             continue
         levels = pairs.reference.partition.levels
@@ -198,9 +204,15 @@ def gives_probabilities(analysis: Analysis, node: str) -> bool:
 
 
 def make_scorer(
-    router: str, pairs: Correspondence, places: Places, samples: Samples | None, union: LabelEnsemble | None,
-    *, members: Sequence[int], device: torch.device,
-) -> nn.Module:  # fmt: skip
+    router: str,
+    pairs: Correspondence,
+    places: Places,
+    samples: Samples | None,
+    union: LabelEnsemble | None,
+    *,
+    members: Sequence[int],
+    device: torch.device,
+) -> nn.Module:
     """The scorer of a router; those that need it are fitted to ``samples``. Raises :class:`MethodError` for an unknown
     router, one that has no data and one that has no features to look at."""
     check_router(router)
