@@ -242,7 +242,7 @@ def test_a_row_that_takes_too_long_is_stopped(tmp_path):
 @pytest.mark.slow
 def test_a_row_in_a_process_of_its_own(tmp_path):
     found = run_rows({MLP: catalogue()[MLP]}, tmp_path, Limits(columns=LAWS), say=lambda _: None)
-    assert not found[MLP].failed
+    assert not found[MLP].failed, found[MLP].reason
     assert found[MLP].code == fingerprint()
 
 
