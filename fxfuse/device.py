@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-import random
 import re
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from fxfuse.errors import DeviceError
@@ -54,13 +52,6 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, numpy and torch (every device)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ class Reference:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # the user's file; a script may end with sys.exit()
             del sys.modules[name]
             raise self._raised(f"{path} cannot be imported", error, path) from error
         return module
@@ -110,7 +110,7 @@ class Reference:
                 raise self._raised(f"module {name!r} cannot be imported", error, None) from error
             hint = _modules_like(name)
             raise self.error(f"{self.subject}: there is no module {missing!r}{hint}") from None
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # the user's code, too
             raise self._raised(f"module {name!r} cannot be imported", error, None) from error
 
     def _attribute(self, module: ModuleType, place: str, name: str) -> Any:
@@ -137,7 +137,7 @@ class Reference:
             return target(*positional, **keywords)
         except FuseError:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # the user's code, too
             raise self._raised(f"{name}() failed", error, _file_of(target, None)) from error
 
     def _raised(self, what: str, error: BaseException, file: Path | None) -> FuseError:

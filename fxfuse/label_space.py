@@ -129,7 +129,7 @@ def _checked(name: str, own: Sequence[ClassName]) -> list[ClassName]:
 # ----------------------------------------------------------------------------------------------- outputs
 
 
-def class_count(shape: torch.Size, labels: torch.Size | None = None) -> int | None:
+def class_count(shape: tuple[int, ...], labels: tuple[int, ...] | None = None) -> int | None:
     """Between how many classes an output of a shape decides; one number per sample decides between two."""
     axis = class_axis(shape, labels)
     return None if axis is None else max(2, shape[axis])
@@ -148,7 +148,7 @@ def known(labels: Tensor, classes: int) -> Tensor:
     return there
 
 
-def class_axis(shape: torch.Size, labels: torch.Size | None = None) -> int | None:
+def class_axis(shape: tuple[int, ...], labels: tuple[int, ...] | None = None) -> int | None:
     """The dimension of an output that indexes classes, ``None`` if there is none.
 
     Where there are labels, it is the one that they lack. Otherwise the last one of ``(B, C)`` and ``(B, T, C)``, the

@@ -4,7 +4,6 @@ Nothing here reads a version control system: the same files give the same accoun
 """
 
 import hashlib
-import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -35,12 +34,6 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sha256_of_json(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON: keys sorted, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

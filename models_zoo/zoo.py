@@ -7,7 +7,7 @@
 torch.Size([3, 10])
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,18 @@ class Input:
     vocabulary: int | None = None
 
 
+def random_inputs(inputs: Sequence[Input], batch: int, seed: int) -> tuple[Tensor, ...]:
+    """A batch for each input: standard normal (float32), or uniform token indices (int64)."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, *item.shape) for item in inputs]
+    return tuple(
+        torch.randn(shape, generator=generator)
+        if item.vocabulary is None
+        else torch.randint(item.vocabulary, shape, generator=generator)
+        for item, shape in zip(inputs, shapes, strict=True)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ZooEntry:
     """A model of the zoo.
@@ -42,16 +54,8 @@ class ZooEntry:
     widths: tuple[int, ...] = ()
 
     def example(self, batch: int = 3, seed: int = 0) -> tuple[Tensor, ...]:
-        """Random inputs: standard normal (float32), or uniform token indices (int64)."""
-        generator = torch.Generator().manual_seed(seed)
-        tensors = []
-        for item in self.inputs:
-            shape = (batch, *item.shape)
-            if item.vocabulary is None:
-                tensors.append(torch.randn(shape, generator=generator))
-            else:
-                tensors.append(torch.randint(item.vocabulary, shape, generator=generator))
-        return tuple(tensors)
+        """Random inputs, as :func:`random_inputs` draws them."""
+        return random_inputs(self.inputs, batch, seed)
 
 
 def _mlp(width: int = 12, bias: bool = True) -> nn.Module:

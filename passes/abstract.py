@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxfuse.errors import GraphError
 from fxfuse.label_space import class_axis
-from fxfuse.passes.algebra import Dims, check_owners, expand, fresh, pin, settle, size_of
+from fxfuse.passes.algebra import check_owners
 from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, tensors_in
+from fxfuse.passes.graphs import attribute, target_name
+from fxfuse.passes.variables import Dims, expand, fresh, pin, settle, size_of
 from fxfuse.types import Program
 
 
@@ -189,7 +191,7 @@ class Interpreter(fx.Interpreter):
             result = super().run_node(n)
         except GraphError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a rule or an operator raises: its neurons stay as they are
             result = self._opaque(n, error)
         if isinstance(result, Tensor) and (n.op != "get_attr" or self.mode.meaning(result).stored):
             result = self._named(result, n.name)
@@ -219,13 +221,12 @@ class Interpreter(fx.Interpreter):
             module = self.fetch_attr(str(n.target))
             operands += [*module.parameters(), *module.buffers()]
         named = any(node == n.name for _, node in self.mode.opaque)  # its operator has been named already
-        target = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
         lines = str(error).strip().splitlines()
         reason = f"it cannot be followed without data: {lines[0]}" if lines else "it cannot be followed without data"
         if named:
             self.mode.pin_all(operands)
         else:
-            self.mode.give_up(str(target), operands, reason)
+            self.mode.give_up(target_name(n), operands, reason)
         result = self.shapes.like(n.name)
         for t in tensors_in(result):
             self.mode.attach(t, Meaning([fresh(size, pinned=True) for size in t.shape]))
@@ -288,14 +289,7 @@ def on_meta(module: fx.GraphModule) -> fx.GraphModule:
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     for node in module.graph.nodes:  # tensors that are plain attributes
         if node.op == "get_attr":
-            value = _attribute(module, str(node.target))
+            value = attribute(module, str(node.target))
             if isinstance(value, Tensor) and id(value) not in memo:
                 memo[id(value)] = torch.empty_like(value, device="meta")
     return copy.deepcopy(module, memo)
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value

@@ -1,7 +1,6 @@
-"""Variables for the meaning of tensor dimensions, and their unification.
+"""Unification of the variables that tensor dimensions are made of (:mod:`fxfuse.passes.variables`).
 
-A dimension is a list of *factors* in row-major order, outermost first. A factor stands for one variable: a run of
-``size`` indices that may be permuted as one. Operators relate variables, and relating only ever refines them:
+Operators relate variables, and relating only ever refines them:
 
 * ``union(a, b)``: two variables of one size are the same (a residual addition).
 * ``a := Product(b, c)``: a reshape looks inside a dimension (heads x head width, channels x positions). The inner
@@ -15,115 +14,29 @@ pairs two different indices of the owner, ``disown(c)`` makes all orderings of `
 has too few permutations, never too many.
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
-from typing import Final, NamedTuple
 
-
-class Unset:
-    """The owner of a parameter dimension that nothing has been said about yet."""
-
-
-UNSET: Final = Unset()
-
-
-class Var:
-    """A node of the union-find forest; only roots carry meaning, and ``find`` reaches them.
-
-    ``family`` maps segments of the owner to instances; ``slot`` leads from a segment to the one in whose place it
-    stands since their wholes became one (to itself, where it stands nowhere any more). ``uniform``: all indices hold
-    equal values, and nothing has been unified with it yet.
-    """
-
-    __slots__ = ("family", "link", "outer", "parts", "pinned", "segments", "size", "slot", "uniform")
-
-    def __init__(self, size: int, *, pinned: bool = False, outer: "Var | Unset | None" = None) -> None:
-        self.size = size
-        self.pinned = pinned
-        self.outer = outer
-        self.link: Var | None = None
-        self.parts: list[Var] | None = None
-        self.segments: list[Var] | None = None
-        self.family: dict[Var, Var] = {}
-        self.slot: Var | None = None
-        self.uniform = False
-
-
-class Factor(NamedTuple):
-    """One occurrence of a variable in a tensor; ``origin`` is the parameter dimension that it came from unchanged."""
-
-    var: Var
-    origin: tuple[str, int] | None = None
-
-
-Dim = list[Factor]
-Dims = list[Dim]
-
-
-def find(var: Var) -> Var:
-    """The root of ``var``'s class."""
-    root = var
-    while root.link is not None:
-        root = root.link
-    while var.link is not None:
-        var.link, var = root, var.link
-    return root
-
-
-def owner(var: Var) -> Var | None:
-    """The root of the variable that owns ``var``, looking through products to their innermost part."""
-    outer = find(var).outer
-    if outer is None or isinstance(outer, Unset):
-        return None
-    root = find(outer)
-    while root.parts is not None:
-        root = find(root.parts[-1])
-    return root
-
-
-def expand(dim: Iterable[Factor]) -> Dim:
-    """The factors of ``dim`` with products opened and roots in place of their members."""
-    out: Dim = []
-    for factor in dim:
-        root = find(factor.var)
-        if root.parts is None:
-            out.append(Factor(root, factor.origin))
-        else:
-            out.extend(expand(Factor(part, factor.origin) for part in root.parts))
-    return out
-
-
-def size_of(dim: Iterable[Factor]) -> int:
-    """Number of indices of a dimension."""
-    size = 1
-    for factor in dim:
-        size *= factor.var.size
-    return size
-
-
-def fresh(size: int, *, pinned: bool = False) -> Dim:
-    """A dimension of one new variable (of none, if its size is 1): equal values, or ``pinned`` positions."""
-    if size == 1:
-        return []
-    var = Var(size, pinned=pinned)
-    var.uniform = not pinned
-    return [Factor(var)]
-
-
-def pin(dim: Iterable[Factor]) -> None:
-    """Only the identity is left for every variable in ``dim``."""
-    for factor in expand(dim):
-        _pin(factor.var)
-
-
-def _pin(var: Var) -> None:
-    root = find(var)
-    if root.pinned:
-        return
-    root.pinned = True
-    root.uniform = False
-    for part in (root.parts or []) + (root.segments or []) + list(root.family.values()):
-        _pin(part)
+from fxfuse.passes.variables import (
+    Dim,
+    Dims,
+    Factor,
+    Unset,
+    Var,
+    depth,
+    expand,
+    find,
+    join,
+    join_product,
+    owned_by,
+    owner,
+    owners_above,
+    pin,
+    pin_var,
+    settle,
+    size_of,
+    slot,
+)
 
 
 def disown(var: Var) -> None:
@@ -151,7 +64,7 @@ def union(a: Var, b: Var) -> None:
         if _one_apart_for_each(other, owner(held)):
             other.link = held
             if other.pinned:
-                _pin(held)
+                pin_var(held)
             return
         disown(held)
         union(a, b)  # which may have been refined by that
@@ -166,8 +79,8 @@ def union(a: Var, b: Var) -> None:
     a.uniform = a.uniform and b.uniform
     if a.pinned or b.pinned:
         a.pinned = b.pinned = False
-        _pin(b)
-        _pin(a)
+        pin_var(b)
+        pin_var(a)
     if b.segments is not None:
         _align(a, b.segments)
 
@@ -191,33 +104,17 @@ def _align(var: Var, segments: list[Var]) -> None:
         unify([Factor(piece)], [Factor(segment)])
 
 
-def slot(segment: Var) -> Var:
-    """The segment in whose place ``segment`` stands, as the key of families."""
-    while segment.slot is not None and segment.slot is not segment:
-        segment = segment.slot
-    return segment
-
-
 def _agree_on_owner(a: Var, b: Var) -> None:
     """Give both the one owner that they may keep: their common one, or the other's where one is not decided."""
     if isinstance(a.outer, Unset) or a.uniform:
         a.outer = b.outer
-    elif isinstance(b.outer, Unset) or b.uniform or owner(a) in _owners_above(b):
+    elif isinstance(b.outer, Unset) or b.uniform or owner(a) in owners_above(b):
         b.outer = a.outer
-    elif owner(b) in _owners_above(a):
+    elif owner(b) in owners_above(a):
         a.outer = b.outer
     else:
         disown(a)
         disown(b)
-
-
-def _owners_above(var: Var) -> list[Var | None]:
-    """The owner, its owner and so on: what is ordered apart for each index of the first may be ordered apart for each
-    index of any later one instead."""
-    found: list[Var | None] = [owner(var)]
-    while (last := found[-1]) is not None and len(found) < 8 and owner(last) is not None:
-        found.append(owner(last))
-    return found
 
 
 def cut(var: Var, borders: Sequence[int]) -> list[Var]:
@@ -257,7 +154,7 @@ def narrow(var: Var, start: int, end: int) -> tuple[Var, list[Var] | None]:
                 return piece, None if path is None else [segment, *path]
             pieces.append(piece)
         at += segment.size
-    return _join(pieces), None
+    return join(pieces), None
 
 
 def _narrow_product(root: Var, start: int, end: int) -> Var:
@@ -271,34 +168,9 @@ def _narrow_product(root: Var, start: int, end: int) -> Var:
     return join_product([Factor(piece), *instances([rest], first.var, path)[0]])
 
 
-def _join(pieces: Sequence[Var]) -> Var:
-    """One variable for segments that follow one another."""
-    if len(pieces) == 1:
-        return pieces[0]
-    whole = Var(sum(piece.size for piece in pieces))
-    whole.segments = list(pieces)
-    whole.pinned = all(find(piece).pinned for piece in pieces)
-    owners = {owner(piece) for piece in pieces}
-    if len(owners) == 1:
-        whole.outer = owners.pop()
-    return whole
-
-
 def concat(dims: Sequence[Dim]) -> Dim:
     """The dimension that a concatenation of ``dims`` makes."""
-    return [Factor(_join([join_product(expand(dim)) for dim in dims]))]
-
-
-def join_product(dim: Sequence[Factor]) -> Var:
-    """One variable for the factors of a dimension."""
-    kept = [factor.var for factor in dim if factor.var.size != 1]
-    if len(kept) == 1:
-        return kept[0]
-    whole = Var(size_of(dim))
-    if kept:
-        whole.parts = kept
-    whole.pinned = all(find(var).pinned for var in kept)
-    return whole
+    return [Factor(join([join_product(expand(dim)) for dim in dims]))]
 
 
 def instances(dims: Iterable[Iterable[Factor]], old: Var, path: list[Var] | None) -> Dims:
@@ -313,7 +185,7 @@ def instances(dims: Iterable[Iterable[Factor]], old: Var, path: list[Var] | None
         if not any(owned_by(dim, (current,)) for dim in out):
             break
         owners: dict[Var, Var | None] = {current: segment if segment.size > 1 else grand}
-        places = [(_depth([factor]), i, j) for i, dim in enumerate(out) for j, factor in enumerate(dim)]
+        places = [(depth([factor]), i, j) for i, dim in enumerate(out) for j, factor in enumerate(dim)]
         moved = {(i, j): _at_segment([out[i][j]], segment, owners) for _, i, j in sorted(places)}
         out = [expand(f for j in range(len(dim)) for f in moved[i, j]) for i, dim in enumerate(out)]
         current = find(segment)
@@ -327,7 +199,7 @@ def _at_segment(dim: Iterable[Factor], segment: Var, owners: dict[Var, Var | Non
     for factor in expand(dim):
         root, outer = factor.var, owner(factor.var)
         if root.segments is not None and owned_by([factor], owners):
-            member = _join([join_product(_at_segment([Factor(s)], segment, owners)) for s in root.segments])
+            member = join([join_product(_at_segment([Factor(s)], segment, owners)) for s in root.segments])
         elif outer is not None and outer in owners:
             member = _instance(root, segment, owners[outer])
         else:
@@ -357,7 +229,7 @@ def split_product(var: Var, outer_size: int) -> list[Var] | None:
     root = find(var)
     inner_size, remainder = divmod(root.size, outer_size)
     if remainder:
-        _pin(root)
+        pin_var(root)
         return None
     if root.parts is not None:
         pieces = regroup([Factor(root)], [outer_size, inner_size])
@@ -386,7 +258,7 @@ def split_product(var: Var, outer_size: int) -> list[Var] | None:
         b.family = {segment: pair[1] for segment, pair in pairs.items() if pair is not None}
         failed = len(a.family) != len(root.family)
     if failed:
-        _pin(root)
+        pin_var(root)
         return None
     root.segments = None
     root.family = {}
@@ -483,40 +355,7 @@ def free_of(kept: Iterable[Iterable[Factor]], mixed: Iterable[Iterable[Factor]])
             disown(var)
 
 
-def owned_by(dim: Iterable[Factor], owners: Container[Var]) -> list[Var]:
-    """The variables of a dimension, those inside segments included, that one of ``owners`` owns."""
-    return [var for var in inside(dim) if (outer := owner(var)) is not None and outer in owners]
-
-
-def inside(dim: Iterable[Factor]) -> list[Var]:
-    """The variables of a dimension and those inside their segments."""
-    found = [factor.var for factor in expand(dim)]
-    for var in list(found):
-        for segment in var.segments or ():
-            found.extend(inside([Factor(segment)]))
-    return found
-
-
 def unify_all(pairs: Iterable[tuple[Dim, Dim]]) -> None:
     """Unify corresponding dimensions of two tensors, owners before what they own; those of size 1 say nothing."""
-    for a, b in sorted(((a, b) for a, b in pairs if a and b), key=lambda pair: max(map(_depth, pair))):
+    for a, b in sorted(((a, b) for a, b in pairs if a and b), key=lambda pair: max(map(depth, pair))):
         unify(a, b)
-
-
-def _depth(dim: Dim) -> int:
-    """How many owners stand one over the other above a dimension."""
-    deepest = 0
-    for factor in dim:
-        depth, outer = 0, owner(factor.var)
-        while outer is not None and depth < 8:
-            depth, outer = depth + 1, owner(outer)
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def settle(dims: Iterable[Iterable[Factor]]) -> None:
-    """Variables that nobody owns stay so."""
-    for dim in dims:
-        for var in inside(dim):
-            if isinstance(var.outer, Unset):
-                var.outer = None

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from fxfuse.passes.abstract import Interpreter, Mode, Shapes, batch_of, on_meta
-from fxfuse.passes.algebra import UNSET, Dims, Factor, Var, expand, find, fresh, inside, owner, pin, settle
 from fxfuse.passes.axis_rules.core import Meaning, Trace
 from fxfuse.passes.resolution import layout_of, leaves, tidy
-from fxfuse.types import Axes, Concat, Layout, Leaf, Opaque, Program, Space, TensorAxes
+from fxfuse.passes.variables import UNSET, Dims, Factor, Var, expand, find, fresh, inside, owner, pin, settle
+from fxfuse.types import Axes, Layout, Leaf, Opaque, Program, Space, TensorAxes
 
 BATCH = 1009
 """The batch size of the abstract run: a prime that divides no width, so that a reshape cannot mistake it for one."""
@@ -224,13 +224,3 @@ def _tangled(dims: Dims) -> bool:
 def _opaque_report(program: Program, mode: Mode) -> tuple[Opaque, ...]:
     where = {node.name: str(node.meta.get("where", "")) for node in program.module.graph.nodes}
     return tuple(Opaque(op, node, where.get(node, ""), reason) for (op, node), reason in mode.opaque.items())
-
-
-def free_leaves(layout: Layout) -> list[Leaf]:
-    """The leaves of a layout that are neurons, from left to right."""
-    if isinstance(layout, Leaf):
-        return [layout] if layout.space is not None else []
-    return [leaf for part in layout.parts for leaf in free_leaves(part)]
-
-
-__all__ = ["BATCH", "Concat", "axes", "free_leaves", "on_meta"]

@@ -52,7 +52,7 @@ def branched(
     chosen = range(len(pairs.parents)) if members is None else members
     outputs = [node.name for node in output_nodes(trunk.graph)]
     late = [name for name in outputs if name not in writer.values]
-    answers = {name: [] for name in (*late, *also)}  # type: dict[str, list[fx.Node]]
+    answers: dict[str, list[fx.Node]] = {name: [] for name in (*late, *also)}
     for p in chosen:
         for name, value in writer.branch(p, groupings, [*late, *also]).items():
             answers[name].append(value)

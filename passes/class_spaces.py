@@ -21,7 +21,7 @@ def class_counts(program: Program) -> tuple[int, ...]:
     found = []
     for node in output_nodes(program.module.graph):
         shape = shapes.get(node.name)
-        axis = None if shape is None else class_axis(shape)  # type: ignore[arg-type]  # a tuple is what Size is
+        axis = None if shape is None else class_axis(shape)
         if shape is not None and axis is not None:
             found.append(shape[axis])
     return tuple(found)
@@ -60,7 +60,7 @@ def class_spaces(analysis: Analysis, classes: int) -> tuple[int, ...]:
     for node in output_nodes(analysis.program.module.graph):
         meaning = analysis.axes.values.get(node.name)
         sizes = () if meaning is None else tuple(layout.size for layout in meaning.dims)
-        axis = class_axis(sizes)  # type: ignore[arg-type]  # same
+        axis = class_axis(sizes)
         if meaning is None or axis is None or sizes[axis] != classes:
             continue
         layout = meaning.dims[axis]

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxfuse.errors import MethodError
-from fxfuse.passes.abstract import batch_of
-from fxfuse.passes.axes import on_meta
+from fxfuse.passes.abstract import batch_of, on_meta
 from fxfuse.passes.branches import can_branch
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.subgraph import needed_nodes, parameters_of
@@ -149,15 +148,15 @@ class _Counting(fx.Interpreter):
 
 def _operations(program: Program) -> dict[str, int]:
     """Operations per sample of every node, counted on meta tensors, or on the example where that fails."""
-    attempts = ((on_meta(program.module), "meta"), (program.module, "cpu"))
-    for module, device in attempts:
-        counting = _Counting(module, FlopCounterMode(display=False))
-        try:
-            with torch.no_grad(), counting.counter:
-                counting.run(*(x.to(device) for x in program.example))
-        except Exception:  # an operator without a meta kernel; on the example itself it is raised
-            if device == "cpu":
-                raise
-            continue
-        return {name: count // batch_of(program) for name, count in counting.found.items()}
-    raise AssertionError
+    try:
+        counted = _counted(on_meta(program.module), [torch.empty_like(x, device="meta") for x in program.example])
+    except Exception:  # an operator without a meta kernel: run it for real, and let that raise
+        counted = _counted(program.module, program.example)
+    return {name: count // batch_of(program) for name, count in counted.items()}
+
+
+def _counted(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, int]:
+    counting = _Counting(module, FlopCounterMode(display=False))
+    with torch.no_grad(), counting.counter:
+        counting.run(*inputs)
+    return counting.found

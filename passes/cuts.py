@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxfuse.errors import GraphError, nearest
+from fxfuse.passes.graphs import target_name
 from fxfuse.passes.shapes import value_shapes
 from fxfuse.passes.subgraph import needed_nodes, output_nodes, parameters_of
 from fxfuse.types import Program
@@ -80,11 +81,6 @@ _CONTRACTING = ("linear", "conv", "matmul", "einsum", "mm", "embedding", "biline
 def _contracts(node: fx.Node) -> bool:
     """Whether a node's parameters are weights that it multiplies by, rather than offsets that it adds."""
     return node.op == "call_module" or any(word in target_name(node) for word in _CONTRACTING)
-
-
-def target_name(node: fx.Node) -> str:
-    """The plain name of what a node calls."""
-    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
 
 
 def _carrying(node: fx.Node, carriers: set[fx.Node]) -> list[fx.Node]:

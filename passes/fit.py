@@ -11,6 +11,7 @@ chunks is measured before and after, and a level that came out worse is put back
 (:mod:`fxfuse.passes.fit_joint`) follows.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -189,23 +190,23 @@ def _passes(
 
 
 def _front_bytes(teacher: Teacher, batch: int, parents: int) -> int:
-    """Bytes of one chunk at the widest point of the front, from the levels' shapes."""
-    sizes = {level.boundary: _elements(level.shape) for level in teacher.pairs.reference.partition.levels}
-    for example in teacher.pairs.reference.program.example:
-        sizes[f"input {len(sizes)}"] = example[0].numel() if example.ndim else 1
-    uses = _last_uses(teacher.pairs.reference.partition.levels)
+    """Bytes of one chunk at the widest point of the front: at a level, all values made before it and still to be read,
+    and its own."""
+    program = teacher.pairs.reference.program
+    names = [node.name for node in program.module.graph.nodes if node.op == "placeholder"]
+    sizes = {name: _elements(example.shape) for name, example in zip(names, program.example, strict=True)}
+    levels = teacher.pairs.reference.partition.levels
+    uses = _last_uses(levels)
     widest = 0
-    for level in teacher.pairs.reference.partition.levels:
-        live = [n for n, last in uses.items() if last >= level.index and n in sizes]
-        widest = max(widest, sum(sizes[n] for n in {*live, level.boundary}))
+    for level in levels:
+        before = sum(size for name, size in sizes.items() if uses.get(name, -1) >= level.index)
+        sizes[level.boundary] = _elements(level.shape)
+        widest = max(widest, before + sizes[level.boundary])
     return 4 * batch * widest * (parents + 2)
 
 
 def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape[1:]:
-        count *= size
-    return count
+    return math.prod(shape[1:])
 
 
 def _last_uses(levels: Sequence[Level]) -> dict[str, int]:

@@ -30,7 +30,8 @@ def fit_linear(task: LevelTask) -> bool:
             continue
         layer = task.piece.get_submodule(str(node.target))
         if _solvable(layer) and f"{node.target}.weight" in task.level.parameters:
-            fitted = _refit(task, node, layer) or fitted
+            _refit(task, node, layer)
+            fitted = True
     return fitted
 
 
@@ -40,8 +41,8 @@ def _solvable(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
 
 
-def _refit(task: LevelTask, node: fx.Node, layer: nn.Module) -> bool:
-    """One layer."""
+def _refit(task: LevelTask, node: fx.Node, layer: nn.Module) -> None:
+    """One layer, if a change does better than none."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     inputs = task.level.inputs
@@ -66,10 +67,8 @@ def _refit(task: LevelTask, node: fx.Node, layer: nn.Module) -> bool:
                 gram += rows.T @ rows
                 cross += rows.T @ rest
         step = _best_step(gram, cross, held)
-        if step is None:
-            return True
-        _write(layer, old + step)
-    return True
+        if step is not None:
+            _write(layer, old + step)
 
 
 def _best_step(gram: Tensor, cross: Tensor, held: list[tuple[Tensor, Tensor]]) -> Tensor | None:

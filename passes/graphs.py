@@ -180,6 +180,11 @@ def is_torch_leaf(module: nn.Module) -> bool:
 _OPENED = frozenset({"MultiheadAttention", "ParameterList", "ParameterDict"})
 
 
+def target_name(node: fx.Node) -> str:
+    """The plain name of what a node calls or reads."""
+    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
+
+
 def attribute(root: nn.Module, path: str) -> Any:
     """The attribute at a dotted path."""
     value: Any = root

@@ -17,7 +17,7 @@ the softmax of the parents' centred logits, each parent's scaled to one spread, 
 class. The posterior's mass on ``S_p`` is ``k_p``. So no parent's confidence is compared with another's as it stands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -228,12 +228,12 @@ def _rows(value: Tensor) -> Tensor:
     return value.movedim(axis, -1).reshape(-1, value.shape[axis])
 
 
-def _by_rows(values: Sequence[Tensor], combine) -> Tensor:  # type: ignore[no-untyped-def]  # a function of a list of tensors
+def _by_rows(values: Sequence[Tensor], combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
     """Combine rows x classes of every parent, and put the class axis back where it was."""
     axis = class_axis(values[0].shape)
     assert axis is not None
     moved = values[0].movedim(axis, -1).shape[:-1]
-    joined: Tensor = combine([_rows(value).float() for value in values])
+    joined = combine([_rows(value).float() for value in values])
     return joined.reshape(*moved, joined.shape[-1]).movedim(-1, axis).to(values[0].dtype)
 
 

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_unflatten
 from fxfuse.errors import TraceError
 from fxfuse.passes.binding import Bound
 from fxfuse.passes.checking import plain, plain_attention
-from fxfuse.passes.graphs import SCOPE, WHERE, CanonicalModule, assemble, has_attribute, install
+from fxfuse.passes.graphs import SCOPE, WHERE, CanonicalModule, assemble, attribute, has_attribute, install
 from fxfuse.passes.lengths import traced_lengths
 from fxfuse.passes.probing import LANES, at_batch, probe
 from fxfuse.passes.symbolic import is_user_file
@@ -60,7 +60,7 @@ def export_trace(module: nn.Module, bound: Bound) -> CanonicalModule:
     result = assemble(module, builder.build())
     try:
         probe(result, bound.tensors)
-    except Exception as error:
+    except Exception as error:  # whatever an operator raises at sizes that do not fit
         raise TraceError(
             f"the code works for one batch size only: its exported graph fails at another ({error})"
         ) from error
@@ -159,9 +159,7 @@ class _Builder:
         return self.values.get(first) if isinstance(first, fx.Node) else None
 
     def _attribute(self, owner: nn.Module, path: str) -> Any:
-        value: Any = owner
-        for part in path.split("."):
-            value = getattr(value, part)
+        value = attribute(owner, path)
         if isinstance(value, nn.Module):
             return value
         name = f"_lifted_{path.replace('.', '_')}"

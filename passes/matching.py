@@ -18,8 +18,7 @@ from torch.fx.operator_schemas import normalize_function
 
 from fxfuse.errors import MismatchError
 from fxfuse.layouts import spaces_in
-from fxfuse.passes.graphs import attribute
-from fxfuse.passes.subgraph import parameters_of
+from fxfuse.passes.graphs import attribute, target_name
 from fxfuse.types import Analysis, Layout, Leaf, TensorAxes
 
 IGNORED = frozenset(
@@ -105,9 +104,7 @@ class _Matching:
         x = attribute(self.reference.program.module, str(a.target))
         y = attribute(self.parent.program.module, str(b.target))
         held = (str(a.target) in self.reference.axes.state, str(b.target) in self.parent.axes.state)
-        if held[0] != held[1] or bool(parameters_of(a.graph.owning_module or nn.Module(), a)) != isinstance(
-            y, nn.Parameter
-        ):
+        if held[0] != held[1] or isinstance(x, nn.Parameter) != isinstance(y, nn.Parameter):
             return "one is a parameter, the other is not"
         if not held[0] and isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape:
             return "" if torch.equal(x, y) else "the constants have other values"
@@ -199,17 +196,13 @@ def _differs(reference: Analysis, a: fx.Node | None, parent: Analysis, b: fx.Nod
         if node is None or node.op == "output":
             return f"{analysis.program.name} ends"
         module = analysis.program.module
-        what = _plain(module.get_submodule(str(node.target)) if node.op == "call_module" else _target(node))
+        what = _plain(module.get_submodule(str(node.target)) if node.op == "call_module" else target_name(node))
         return f"{analysis.program.name} has {what} at {node.name} ({_level_of(analysis, node)})"
 
     return MismatchError(
         f"the graphs of {reference.program.name} and {parent.program.name} differ: {place(reference, a)} where "
         f"{place(parent, b)}: {how}; fusing needs parents of one architecture up to widths"
     )
-
-
-def _target(node: fx.Node) -> str:
-    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
 
 
 def _level_of(analysis: Analysis, node: fx.Node) -> str:

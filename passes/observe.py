@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxfuse.errors import DataError
+from fxfuse.passes.graphs import attribute
 from fxfuse.types import Axes, Program
 
 Visit = Callable[[str, Tensor], None]
@@ -41,14 +42,6 @@ def placed(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
         if isinstance(part, nn.RNNBase):
             part.flatten_parameters()
     return result
-
-
-def attribute(module: nn.Module, path: str) -> Any:
-    """What a dotted path leads to; ``None`` if it leads nowhere."""
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part, None)
-    return value
 
 
 @contextlib.contextmanager

@@ -56,9 +56,8 @@ def fused_in_part(
     levels = pairs.reference.partition.levels
     if cut.levels == len(levels):
         return Branched(fused, pairs, cut)
-    module = branched(
-        pairs, fused, cut.levels, groupings, _means(pairs, weights, head, union), members=members
-    )  # fmt: skip
+    means = _means(pairs, weights, head, union)
+    module = branched(pairs, fused, cut.levels, groupings, means, members=members)
     trunk = replace(pairs.reference.partition, levels=levels[: cut.levels])
     parents = tuple(replace(parent, partition=trunk) for parent in pairs.parents)
     return Branched(module, replace(pairs, reference=replace(pairs.reference, partition=trunk), parents=parents), cut)
@@ -102,7 +101,7 @@ def _means(pairs: Correspondence, weights: Sequence[float], head: str, union: La
 
     def combine(name: str) -> nn.Module:
         shape = shapes.get(name)
-        axis = None if shape is None else class_axis(torch.Size(shape))
+        axis = None if shape is None else class_axis(shape)
         if axis is None or shape is None or shape[axis] == 1 or (len(own) == 1 and union is None):
             return MeanOutput(own)
         normalised = gives_probabilities(pairs.parents[0], name)
@@ -120,7 +119,7 @@ def _has_classes(pairs: Correspondence, name: str, union: LabelEnsemble) -> bool
     meaning = pairs.reference.axes.values.get(name)
     if meaning is None:
         return False
-    sizes = torch.Size([layout.size for layout in meaning.dims])
+    sizes = tuple(layout.size for layout in meaning.dims)
     axis = class_axis(sizes)
     return axis is not None and sizes[axis] == union.labels.size
 

@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from fxfuse.errors import GraphError
 from fxfuse.layouts import spaces_in
-from fxfuse.passes.cuts import View, block_ends, counted_ends, make_view, named_ends, target_name, weight_ends
+from fxfuse.passes.cuts import View, block_ends, counted_ends, make_view, named_ends, weight_ends
+from fxfuse.passes.graphs import target_name
 from fxfuse.passes.instances import without_inner
 from fxfuse.passes.owners import Owners, find_owners
 from fxfuse.types import Axes, Granularity, Level, Partition, Program

@@ -192,10 +192,6 @@ class Editor:
         node.meta[PROBE] = self.prober.node(self.module, node)
         return node
 
-    def refresh(self, node: fx.Node) -> None:
-        """Probe a node again after its target or arguments have changed."""
-        node.meta[PROBE] = self.prober.node(self.module, node)
-
 
 def same_lanes(value: tuple[Any, Any]) -> bool:
     """Whether a probe does not depend on the batch size (shapes are compared for tensors)."""

@@ -25,7 +25,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from fxfuse.errors import DataError
 from fxfuse.layouts import merge_tensors, spaces_in
-from fxfuse.passes.observe import Observer, attribute, evaluating, place, to_device
+from fxfuse.passes.graphs import attribute
+from fxfuse.passes.observe import Observer, evaluating, place, to_device
 from fxfuse.samples import Samples
 from fxfuse.types import Analysis, Axes, Grouping, TensorAxes
 

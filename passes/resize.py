@@ -62,8 +62,12 @@ def resize(analysis: Analysis, sizes: Mapping[int, int]) -> Analysis:
 
 def _misfit(analysis: Analysis, sizes: Mapping[int, int]) -> str | None:
     """Why the graph cannot have these sizes, if it cannot; nothing large is made to find out."""
-    program = replace(analysis.program, module=on_meta(analysis.program.module))
-    return _wrong_value(_rebuilt(replace(analysis, program=program), sizes))
+    return _wrong_value(_rebuilt(weightless(analysis), sizes))
+
+
+def weightless(analysis: Analysis) -> Analysis:
+    """The same on meta tensors: to see what becomes of other sizes without making anything large."""
+    return replace(analysis, program=replace(analysis.program, module=on_meta(analysis.program.module)))
 
 
 def _wrong_value(analysis: Analysis) -> str | None:

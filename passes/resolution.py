@@ -8,7 +8,8 @@ up the freedom that a stored tensor cannot express so; then ``layout_of`` writes
 from collections.abc import Iterable, Sequence
 from math import lgamma
 
-from fxfuse.passes.algebra import Dim, Factor, Var, disown, expand, instances, owned_by, owner, slot
+from fxfuse.passes.algebra import disown, instances
+from fxfuse.passes.variables import Dim, Factor, Var, expand, owned_by, owner, slot
 from fxfuse.types import Concat, Layout, Leaf, Product
 
 

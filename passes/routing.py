@@ -14,7 +14,6 @@ largest. Nothing is merged, so nothing interferes: what is wrong is wrong becaus
 The last two need calibration data. Outputs with positions are scored by the mean over positions.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from fxfuse.errors import MethodError, nearest
 from fxfuse.label_space import LabelSpace, class_axis
 from fxfuse.passes.correspond import Correspondence
+from fxfuse.passes.descent import descend, falling
 from fxfuse.passes.label_ensemble import LabelEnsemble
 from fxfuse.passes.observe import placed, to_device
 from fxfuse.passes.subgraph import capture, output_nodes
@@ -66,8 +66,14 @@ class Choice(nn.Module):
     ``P`` of each node of :meth:`Places.nodes`. With ``labels`` the answers, along ``axis``, go to the union of the
     classes, as log-probabilities."""
 
-    def __init__(self, scorer: nn.Module, members: Sequence[int], dims: int, places: Places | None = None,
-                 labels: LabelSpace | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        scorer: nn.Module,
+        members: Sequence[int],
+        dims: int,
+        places: Places | None = None,
+        labels: LabelSpace | None = None,
+    ) -> None:
         super().__init__()
         self.scorer, self.parents, self.dims = scorer, len(members), dims
         self.places = places if labels is not None else None
@@ -167,7 +173,7 @@ def find_places(pairs: Correspondence) -> Places:
     for node in output_nodes(pairs.reference.program.module.graph):
         if node.name not in meaning:
             continue
-        axis = class_axis(torch.Size([layout.size for layout in meaning[node.name].dims]))
+        axis = class_axis(tuple(layout.size for layout in meaning[node.name].dims))
         if axis is None:
             continue
         levels = pairs.reference.partition.levels
@@ -198,9 +204,15 @@ def gives_probabilities(analysis: Analysis, node: str) -> bool:
 
 
 def make_scorer(
-    router: str, pairs: Correspondence, places: Places, samples: Samples | None, union: LabelEnsemble | None,
-    *, members: Sequence[int], device: torch.device,
-) -> nn.Module:  # fmt: skip
+    router: str,
+    pairs: Correspondence,
+    places: Places,
+    samples: Samples | None,
+    union: LabelEnsemble | None,
+    *,
+    members: Sequence[int],
+    device: torch.device,
+) -> nn.Module:
     """The scorer of a router; those that need it are fitted to ``samples``. Raises :class:`MethodError` for an unknown
     router, one that has no data and one that has no features to look at."""
     check_router(router)
@@ -283,13 +295,9 @@ def _train_gate(logs: Sequence[Tensor], own: Sequence[Tensor], goal: Tensor) -> 
     bias = torch.zeros(len(logs), requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], RATE)
     for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
         share = F.linear(rows, weight, bias).softmax(1)
         mixed = torch.einsum("np,npc->nc", share, chances).clamp_min(1e-6)
         loss = -(goal * mixed.log()).sum(1).mean() + DECAY * weight.square().sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        optimizer.step()
+        descend(optimizer, loss, RATE * falling("cosine", step / STEPS))
     weight = (weight / spread).detach()
     return weight, bias.detach() - weight @ middle

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxfuse.passes.axes import on_meta
+from fxfuse.passes.abstract import on_meta
 from fxfuse.types import Program
 
 

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from fxfuse.errors import MethodError
-from fxfuse.passes.axes import on_meta
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.costs import Budget, Unit, level_costs
-from fxfuse.passes.resize import resize
+from fxfuse.passes.resize import resize, weightless
 from fxfuse.passes.solvers.hungarian import solve
 from fxfuse.types import Analysis, SpaceStatistics
 
@@ -66,9 +65,7 @@ def widened(
     errors = {
         space: _misfits(statistics[space], own[space], weights)
         for space in _free(reference, statistics, fixed)
-    }  # fmt: skip
-    errors = {
-        space: groups for space, groups in errors.items() if _resizable(reference, {**own, space: own[space] + 1})
+        if _resizable(reference, {**own, space: own[space] + 1})
     }
     steps = sorted({round(e, 9) for groups in errors.values() for group in groups for e in group}, reverse=True)
     low, high = 0, len(steps)  # how many of the thresholds, from above, are passed
@@ -124,15 +121,13 @@ def _sizes(
 
 
 def _cost(reference: Analysis, sizes: Mapping[int, int], unit: Unit) -> int:
-    """The cost at other widths; nothing large is made to find out."""
-    meta = replace(reference, program=replace(reference.program, module=on_meta(reference.program.module)))
-    return sum(level_costs(resize(meta, sizes), unit))
+    """The cost at other widths."""
+    return sum(level_costs(resize(weightless(reference), sizes), unit))
 
 
 def _resizable(reference: Analysis, sizes: Mapping[int, int]) -> bool:
-    meta = replace(reference, program=replace(reference.program, module=on_meta(reference.program.module)))
     try:
-        resize(meta, sizes)
+        resize(weightless(reference), sizes)
     except MethodError:
         return False
     return True

@@ -77,7 +77,7 @@ def trace(
         try:
             program = attempt(twin, bound, tuple(leaves))
             check_equal(twin, program.module, bound, inputs, expected)
-        except Exception as error:
+        except Exception as error:  # front ends and the user's code raise anything; the next front end may do better
             failures[attempt.__name__] = describe(error)
             continue
         notes = (*bound.notes, *_listed(failures), *program.notes)

@@ -30,7 +30,7 @@ from fxfuse.passes.label_ensemble import LabelEnsemble
 from fxfuse.passes.observe import evaluating, to_device
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.samples import Samples, batches
-from fxfuse.types import Program, Score
+from fxfuse.types import Program, Score, parameter_count
 
 Network = nn.Module | Callable[..., Any]
 """What can be scored: a module, or any function of the inputs (an exported program, a session of another runtime)."""
@@ -65,7 +65,7 @@ def score(
             read = running.read(inputs, labels)
             goal = read[-1] if others else None
             table.add(name, read[0], labels, goal, goal)
-    return table.row(name, parameter_count(network))
+    return table.row(name, _size(network))
 
 
 def compare(
@@ -108,7 +108,7 @@ def compare(
             for name, own in zip(rest, of_rest, strict=True):
                 table.add(name, own, labels, vote, mean)
             step.advance(len(inputs[0]))
-    sizes = {name: parameter_count(network) for name, network in (programs | rest).items()}
+    sizes = {name: _size(network) for name, network in (programs | rest).items()}
     together = sum(sizes[name] or 0 for name in programs)
     names = [*programs, *(name for name in (_PROBABILITIES, _LOGITS, _MEAN) if name in table.sums), *rest]
     shown = {name: program.name for name, program in zip(programs, parents, strict=True)}
@@ -121,9 +121,8 @@ _MEAN = "ensemble (mean output)"
 _REFERENCE = "(reference)"
 
 
-def parameter_count(network: Network) -> int | None:
-    """The number of trained numbers in a module, shared ones once; ``None`` for a function."""
-    return sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else None
+def _size(network: Network) -> int | None:
+    return parameter_count(network) if isinstance(network, nn.Module) else None
 
 
 # ---------------------------------------------------------------------------------------------------- reading

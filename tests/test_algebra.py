@@ -7,31 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxfuse.passes.algebra import (
-    Dim,
-    Factor,
-    Var,
     check_owners,
     concat,
     cut,
     disown,
-    expand,
-    find,
     free_of,
-    fresh,
-    inside,
     instances,
-    join_product,
     narrow,
-    owner,
-    pin,
     regroup,
-    size_of,
     split_product,
     unify,
     unify_all,
     union,
 )
 from fxfuse.passes.resolution import leaves
+from fxfuse.passes.variables import Dim, Factor, Var, expand, find, fresh, inside, join_product, owner, pin, size_of
 
 
 def dim(*sizes: int) -> Dim:

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
+from fxfuse.layouts import spaces_in
 from fxfuse.models_zoo import ZOO
 from fxfuse.models_zoo.randomise import randomise
-from fxfuse.passes.axes import axes, free_leaves
+from fxfuse.passes.axes import axes
 from fxfuse.passes.axis_law import permutation_error
 from fxfuse.types import Axes, Leaf, Program
 
@@ -72,7 +73,7 @@ def test_famous_networks(name: str) -> None:
     assert permutation_error(p, result) < 1e-9
     assert (len(result.spaces), sum(space.outer is not None for space in result.spaces)) == FAMOUS[name]
     weights = [k for k, v in module.named_parameters() if v.dim() > 1]
-    assert all(any(free_leaves(layout) for layout in result.state[k].dims) for k in weights)
+    assert all(any(spaces_in(layout) for layout in result.state[k].dims) for k in weights)
 
 
 def two_layers() -> Axes:

@@ -1,7 +1,10 @@
 """The matrix: what it lists, what a row says, that its laws can fail, that an interrupted run goes on."""
 
 import json
+import multiprocessing
 from dataclasses import replace
+from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,11 +14,11 @@ from torch import nn
 from fxfuse.coverage import driver
 from fxfuse.coverage.catalogue import catalogue, choose, missing
 from fxfuse.coverage.checks import COLUMNS, LAWS, CheckError, Subject, permutation, traced
-from fxfuse.coverage.driver import Limits, fingerprint, run_rows
+from fxfuse.coverage.driver import End, Limits, fingerprint, run_rows
 from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import LEFT, Outcome, Record, place, read
 from fxfuse.coverage.table import as_json, counts, kept, markdown
-from fxfuse.coverage.worker import run_row
+from fxfuse.coverage.worker import UNDER_WAY, run_row
 from fxfuse.errors import SourceError
 from fxfuse.models_zoo.zoo import Input
 from fxfuse.types import Leaf
@@ -141,11 +144,11 @@ def test_a_law_that_cannot_fail_is_no_proof(tmp_path):
 # -------------------------------------------------------------------------------------------- many rows
 
 
-def fake(folder, seen, name, *_):
-    seen.append(name)
-    record = Record(name, "zoo", "4", cells={c: Outcome("ok") for c in COLUMNS}, done=True, code=fingerprint())
-    record.write(folder)
-    return record
+def fake(names, folder, limits, code, seen):
+    for name in names:
+        seen.append(name)
+        Record(name, "zoo", "4", cells={c: Outcome("ok") for c in limits.columns}, done=True, code=code).write(folder)
+        yield name, End(0, False, 1.0)
 
 
 def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -165,10 +168,63 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
     }
     for again, names in expected.items():
         seen: list[str] = []
-        monkeypatch.setattr(driver, "_row", lambda name, folder, *rest, seen=seen: fake(folder, seen, name, *rest))
+        monkeypatch.setattr(driver, "_ends", partial(fake, seen=seen))
         found = run_rows(rows, tmp_path, Limits(), again=again, say=lambda _: None)
         assert seen == names
         assert list(found) == list(rows)
+
+
+class Waiting:
+    """A process that runs until it is stopped; ``started`` holds all of them."""
+
+    started: ClassVar[list["Waiting"]] = []
+
+    def __init__(self, args, **_):
+        self.folder, self.name = args[1], args[0]
+        self.sentinel, self.other = multiprocessing.Pipe()
+        self.exitcode = None
+
+    def start(self):
+        self.started.append(self)
+        Record(self.name, "zoo", "4", cells={"traced": UNDER_WAY}, code=fingerprint()).write(self.folder)
+
+    def is_alive(self):
+        return self.exitcode is None
+
+    def terminate(self):
+        self.exitcode = -15
+        self.other.close()
+
+    def join(self, _):
+        self.sentinel.close()
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    monkeypatch.setattr(Waiting, "started", [])
+    monkeypatch.setattr(driver, "_starter", lambda: Waiting)
+    return Waiting.started
+
+
+def test_a_row_past_its_time_is_stopped_where_it_was(tmp_path, processes):
+    rows = {name: catalogue()[name] for name in (MLP, "zoo:lstm", "zoo:gru")}
+    found = run_rows(rows, tmp_path, Limits(seconds=0.01, jobs=2), say=lambda _: None)
+    assert {name: record.reason for name, record in found.items()} == dict.fromkeys(rows, "traced: stopped after 0 s")
+    assert [process.is_alive() for process in processes] == [False] * 3
+
+
+def test_an_interrupted_run_leaves_no_process_and_no_verdict(tmp_path, processes, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver.connection, "wait", interrupt)
+    rows = {name: catalogue()[name] for name in (MLP, "zoo:lstm", "zoo:gru")}
+    with pytest.raises(KeyboardInterrupt):
+        run_rows(rows, tmp_path, Limits(jobs=2), say=lambda _: None)
+    assert [(process.name, process.is_alive()) for process in processes] == [(MLP, False), ("zoo:lstm", False)]
+    left = read(tmp_path, MLP)
+    assert left is not None
+    assert not left.done
 
 
 def test_a_broken_record_is_run_again(tmp_path):
@@ -186,7 +242,7 @@ def test_a_row_that_takes_too_long_is_stopped(tmp_path):
 @pytest.mark.slow
 def test_a_row_in_a_process_of_its_own(tmp_path):
     found = run_rows({MLP: catalogue()[MLP]}, tmp_path, Limits(columns=LAWS), say=lambda _: None)
-    assert not found[MLP].failed
+    assert not found[MLP].failed, found[MLP].reason
     assert found[MLP].code == fingerprint()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fits import CPU, PLAN, case
 
-from fxfuse.passes.fit import _last_uses, _passes, fit_levels, make_chunks
+from fxfuse.passes.fit import _front_bytes, _last_uses, _passes, fit_levels, make_chunks
 from fxfuse.passes.fitting import FitPlan
 from fxfuse.passes.observe import placed
 from fxfuse.progress import QuietProgress
@@ -86,6 +86,11 @@ def test_chunks_hold_every_sample_once_and_some_back():
 
 def test_the_budget_bounds_the_chunks():
     assert len(chunks(FitPlan(batch_size=4, held=0.25, budget=1))) == 3
+
+
+def test_the_front_holds_the_inputs_too():
+    made = case("otfusion_mlp", count=16)  # 784-24-12-6-10: the widest point is the first level
+    assert _front_bytes(made.teacher, 5, 2) == 4 * 5 * (784 + 24) * (2 + 2)
 
 
 def test_transformed_copies_follow_the_samples_themselves():

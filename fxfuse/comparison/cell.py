@@ -18,7 +18,13 @@ from fxfuse.finetuning import BEFORE, CONTROL
 from fxfuse.output import write_atomically
 from fxfuse.recipe import Recipe, dump_recipe
 
-PROGRAM = "import sys; from fxfuse.cli import main; sys.exit(main())"
+PROGRAM = """
+import sys
+from fxfuse.lifeline import end_with_stdin
+end_with_stdin()  # two runs must never write one folder, which is what an orphan and the one that goes on from it would
+from fxfuse.cli import main
+sys.exit(main())
+"""
 Row = Mapping[str, Any]
 
 
@@ -90,10 +96,9 @@ def execute(recipe: Recipe, folder: Path) -> Run:
         resumed = Path(f"{output}.partial").exists()
         again = ["--resume"] if resumed else ["--overwrite"]
         with (Path(place) / "errors").open("w+b") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, "fuse", str(file), "--quiet", *again], stderr=errors, stdout=errors
-            )
-            status, cpu, memory = _wait(process)
+            command = [sys.executable, "-c", PROGRAM, "fuse", str(file), "--quiet", *again]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, stdout=errors) as process:
+                status, cpu, memory = _wait(process)
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip()
     if status in (130, -2):

@@ -3,19 +3,21 @@
 import hashlib
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import fxfuse
 from fxfuse.coverage.checks import COLUMNS
 from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import Outcome, Record, read
-from fxfuse.coverage.worker import work
+from fxfuse.coverage.worker import UNDER_WAY, work
 from fxfuse.errors import OutputError
-
-LATE = "did not come to its end"
+from fxfuse.lifeline import GRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,9 @@ def run_rows(
 ) -> dict[str, Record]:
     """Run every row that is not done yet, and give all records.
 
-    ``again`` says which finished rows to run anew: ``none``, those that are not ``green``, those of ``other`` code, or
-    ``all``.
+    ``again`` says which finished rows to run anew: ``none``, those that have ``failed``, those of ``other`` code, or
+    ``all``. Rows under way when this is interrupted, or its process ended, stop too, and are run anew the next time.
+    Raises ``OutputError`` where ``folder`` cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,12 +59,9 @@ def run_rows(
     found = {name: read(folder, name) for name in rows}
     left = [name for name, record in found.items() if record is None or _again(record, again, code, limits)]
     say(f"{len(rows) - len(left)} of {len(rows)} rows are there already")
-    context = multiprocessing.get_context(_method())
-    if isinstance(context, multiprocessing.context.ForkServerContext):
-        context.set_forkserver_preload(["fxfuse.coverage.checks", "timm", "transformers", "onnxruntime"])
-    with ThreadPoolExecutor(max_workers=max(1, limits.jobs)) as pool:
-        for name, record in pool.map(lambda name: (name, _row(name, folder, limits, code, context)), left):
-            found[name] = record
+    with closing(_ends(left, folder, limits, code)) as ends:
+        for name, end in ends:
+            record = found[name] = _finished(name, folder, code, end, limits)
             state = record.reason if record.failed else "green" if record.green else "green as far as it went"
             say(f"{name}: {state} ({record.seconds:.0f} s)")
     return {name: record for name, record in found.items() if record is not None}
@@ -74,41 +74,72 @@ def _again(record: Record, again: str, code: str, limits: Limits) -> bool:
     return (again == "failed" and record.failed) or (again == "other" and record.code != code)
 
 
-def _method() -> str:
-    """A server that has imported everything once and forks, where the system has one."""
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a row's process ended: its exit status, whether it had to be stopped, and the seconds that it took."""
+
+    status: int | None
+    late: bool
+    seconds: float
 
 
-def _row(name: str, folder: Path, limits: Limits, code: str, context: multiprocessing.context.BaseContext) -> Record:
-    process = context.Process(  # type: ignore[attr-defined]  # every context has one
-        target=work, args=(name, folder, limits.gigabytes, code, limits.columns), name=name, daemon=True
-    )
-    start = time.monotonic()
-    process.start()
-    process.join(limits.seconds)
-    late = process.is_alive()
-    if late:
+def _ends(names: Sequence[str], folder: Path, limits: Limits, code: str) -> Generator[tuple[str, End], None, None]:
+    """Run the rows, ``limits.jobs`` side by side, and give each as it ends. Closing it stops those under way."""
+    new_process = _starter()
+    waiting = deque(names)
+    running: dict[str, tuple[BaseProcess, float]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(1, limits.jobs):
+                name = waiting.popleft()
+                arguments = (name, folder, limits.gigabytes, code, limits.columns)
+                process = new_process(target=work, args=arguments, name=name, daemon=True)
+                process.start()
+                running[name] = process, time.monotonic()
+            left = min(start for _, start in running.values()) + limits.seconds - time.monotonic()
+            connection.wait([process.sentinel for process, _ in running.values()], max(0.0, left))
+            for name, (process, start) in list(running.items()):
+                seconds = time.monotonic() - start
+                late = process.is_alive() and seconds >= limits.seconds
+                if late:
+                    _stop(process)
+                if not process.is_alive():
+                    del running[name]
+                    yield name, End(process.exitcode, late, round(seconds, 1))
+    finally:
+        _stop(*(process for process, _ in running.values()))
+
+
+def _starter() -> Callable[..., BaseProcess]:
+    """The class of processes: of a server that has imported everything once and forks, where the system has one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn").Process
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fxfuse.coverage.checks", "timm", "transformers", "onnxruntime"])
+    return context.Process
+
+
+def _stop(*processes: BaseProcess) -> None:
+    for process in processes:
         process.terminate()
-        process.join(10)
+    for process in processes:
+        process.join(GRACE)
         if process.is_alive():
             process.kill()
             process.join()
-    return _finished(name, folder, code, process.exitcode, late, round(time.monotonic() - start, 1), limits)
 
 
-def _finished(
-    name: str, folder: Path, code: str, status: int | None, late: bool, seconds: float, limits: Limits
-) -> Record:
+def _finished(name: str, folder: Path, code: str, end: End, limits: Limits) -> Record:
     """The record as its process left it; where that was stopped, with the reason at the column that was under way."""
     record = read(folder, name)
     if record is None or record.code != code:
         record = Record(name, "", "", code=code)
-    if record.done and status == 0:
+    if record.done and end.status == 0:
         return record
-    reason = f"stopped after {limits.seconds:.0f} s" if late else f"its process ended with status {status}"
-    under_way = [column for column, cell in record.cells.items() if cell.reason.startswith(LATE)]
+    reason = f"stopped after {limits.seconds:.0f} s" if end.late else f"its process ended with status {end.status}"
+    under_way = [column for column, cell in record.cells.items() if cell.reason == UNDER_WAY.reason]
     for column in under_way or ["traced"]:
         record.cells[column] = Outcome("failed", reason=reason)
-    record.done, record.seconds = True, seconds
+    record.done, record.seconds = True, end.seconds
     record.write(folder)
     return record

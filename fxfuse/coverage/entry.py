@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from fxfuse.models_zoo.zoo import Input
+from fxfuse.models_zoo.zoo import Input, random_inputs
 
 Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -30,18 +29,11 @@ class Entry:
     fast: bool = False
 
     def example(self, batch: int, seed: int = 0) -> Example:
-        """Random inputs: standard normal (float32), or uniform token indices (int64)."""
-        generator = torch.Generator().manual_seed(seed)
-        tensors = []
-        for item in self.inputs:
-            shape = (batch, *item.shape)
-            if item.vocabulary is None:
-                tensors.append(torch.randn(shape, generator=generator))
-            else:
-                tensors.append(torch.randint(item.vocabulary, shape, generator=generator))
+        """Random inputs, as :func:`fxfuse.models_zoo.zoo.random_inputs` draws them."""
+        tensors = random_inputs(self.inputs, batch, seed)
         if self.names:
             return dict(zip(self.names, tensors, strict=True))
-        return tensors[0] if len(tensors) == 1 else tuple(tensors)
+        return tensors[0] if len(tensors) == 1 else tensors
 
     @property
     def shape(self) -> str:

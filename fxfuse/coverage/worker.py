@@ -1,11 +1,13 @@
 """One row in one process: columns in order, the record written after each, so that a killed process leaves what it had.
 
-The process is limited in time by the one that started it, and in memory by itself (where the system can do that).
+The process is limited in time by the one that started it, and in memory by itself (where the system can do that). An
+interruption from the keyboard reaches both: the one that started it then ends this one, whose row counts as not run.
 """
 
 import contextlib
 import gc
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +24,7 @@ from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import LEFT, Outcome, Record, place
 from fxfuse.errors import FuseError
 from fxfuse.export_tools import first_line
+from fxfuse.lifeline import end_with_driver
 
 GIB = 2**30
 UNDER_WAY = Outcome("failed", reason="did not come to its end")
@@ -29,6 +32,8 @@ UNDER_WAY = Outcome("failed", reason="did not come to its end")
 
 def work(name: str, folder: Path, gigabytes: float, code: str, columns: Sequence[str] = tuple(COLUMNS)) -> None:
     """Run the row ``name`` and write its record into ``folder``; what it prints goes into a log beside it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_driver()
     _limit(gigabytes)
     torch.set_num_threads(1)
     with place(folder, name).with_suffix(".log").open("w", encoding="utf-8") as stream:

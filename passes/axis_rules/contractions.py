@@ -8,25 +8,10 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from fxfuse.passes.algebra import (
-    Dim,
-    Dims,
-    Var,
-    disown,
-    expand,
-    free_of,
-    fresh,
-    inside,
-    owner,
-    pin,
-    regroup,
-    settle,
-    size_of,
-    unify,
-    unify_all,
-)
+from fxfuse.passes.algebra import disown, free_of, regroup, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, disown_but, own
 from fxfuse.passes.axis_rules.pointwise import broadcast
+from fxfuse.passes.variables import Dim, Dims, Var, expand, fresh, inside, owner, pin, settle, size_of
 
 
 def _add_bias(out: Dims, bias: Dims | None, at: int = -1) -> None:

@@ -22,23 +22,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fxfuse.passes.algebra import (
-    UNSET,
-    Dim,
-    Dims,
-    Factor,
-    Unset,
-    Var,
-    check_owners,
-    disown,
-    expand,
-    find,
-    inside,
-    owner,
-    pin,
-    settle,
-    unify_all,
-)
+from fxfuse.passes.algebra import disown, unify_all
+from fxfuse.passes.variables import Dim, Dims, Factor, Unset, Var, expand, inside, owner, pin, settle
 
 Outputs = Dims | list[Dims]
 
@@ -209,9 +194,3 @@ def dimensions(value: Any, rank: int) -> list[int]:
     if value is None or (isinstance(value, tuple | list) and not value):
         return list(range(rank))
     return [positive(d, rank) for d in (value if isinstance(value, tuple | list) else [value])]
-
-
-__all__ = [
-    "RULES", "UNSET", "Call", "Meaning", "Outputs", "Rule", "Trace", "axis_rule", "check_owners", "dimensions",
-    "find", "own", "pin", "positive", "rule_for", "tensors_in",
-]  # fmt: skip

@@ -2,10 +2,11 @@
 
 import torch
 
-from fxfuse.passes.algebra import Dims, expand, free_of, fresh, pin, size_of, unify_all
+from fxfuse.passes.algebra import free_of, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, positive
 from fxfuse.passes.axis_rules.pointwise import broadcast
 from fxfuse.passes.axis_rules.shapes import pinned_out, slice_dims
+from fxfuse.passes.variables import Dims, expand, fresh, pin, size_of
 
 
 @axis_rule("slice_scatter", "select_scatter")

@@ -1,7 +1,8 @@
 """Normalisation: statistics treat the elements of the reduced dimensions alike; scale and shift are per neuron."""
 
-from fxfuse.passes.algebra import Dim, Dims, expand, free_of, fresh, pin, regroup, size_of, unify, unify_all
+from fxfuse.passes.algebra import free_of, regroup, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule
+from fxfuse.passes.variables import Dim, Dims, expand, fresh, pin, size_of
 
 
 def _per_channel(call: Call, channel: Dim, *names: str) -> None:

@@ -1,7 +1,8 @@
 """Operators that act on every element alone, and those that treat the elements of a dimension alike."""
 
-from fxfuse.passes.algebra import Dim, Dims, expand, free_of, fresh, pin, unify, unify_all
+from fxfuse.passes.algebra import free_of, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions
+from fxfuse.passes.variables import Dim, Dims, expand, fresh, pin
 
 
 def broadcast(operands: list[Dims]) -> Dims:

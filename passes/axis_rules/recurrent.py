@@ -5,20 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fxfuse.passes.algebra import (
-    Dim,
-    Dims,
-    Factor,
-    Var,
-    concat,
-    expand,
-    join_product,
-    pin,
-    size_of,
-    unify,
-)
+from fxfuse.passes.algebra import concat, unify
 from fxfuse.passes.axis_rules.core import Call, axis_rule, own
 from fxfuse.passes.axis_rules.shapes import prepare_cuts, slice_dims
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, join_product, pin, size_of
 
 
 @axis_rule("lstm", "gru", "rnn_tanh", "rnn_relu")

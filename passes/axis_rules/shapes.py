@@ -4,25 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fxfuse.passes.algebra import (
-    Dim,
-    Dims,
-    Var,
-    concat,
-    cut,
-    expand,
-    free_of,
-    fresh,
-    instances,
-    narrow,
-    owned_by,
-    pin,
-    regroup,
-    size_of,
-    unify_all,
-)
-from fxfuse.passes.algebra import Factor as _Factor
+from fxfuse.passes.algebra import concat, cut, free_of, instances, narrow, regroup, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions, positive
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, owned_by, pin, size_of
 
 # ----------------------------------------------------------------------------------------- re-bracketing
 
@@ -230,7 +214,7 @@ def slice_dims(x: Dims, d: int, start: int, stop: int) -> Dims:
     else:
         piece, path = narrow(first.var, start // inner, stop // inner)
         others = instances([dim if i != d else rest for i, dim in enumerate(x)], first.var, path)
-    head = [] if piece.size == 1 else [_Factor(piece, first.origin)]
+    head = [] if piece.size == 1 else [Factor(piece, first.origin)]
     return [expand([*head, *dim]) if i == d else dim for i, dim in enumerate(others)]
 
 
@@ -320,7 +304,7 @@ def cat(call: Call) -> Dims:
     for other in operands[1:]:
         unify_all((a, b) for i, (a, b) in enumerate(zip(first, other, strict=True)) if i != d)
     pieces = [expand(operand[d]) for operand in operands]
-    pieces = [piece or [_Factor(Var(1, pinned=True))] for piece in pieces]
+    pieces = [piece or [Factor(Var(1, pinned=True))] for piece in pieces]
     if len(pieces) == 1:
         return first
     if all(f.var.pinned for piece in pieces for f in piece):
@@ -358,7 +342,7 @@ def pad(call: Call) -> Dims:
             pin(out[d])
             out[d] = fresh(size_of(out[d]) + before + after, pinned=True)
             continue
-        around = [[_Factor(Var(n))] if n else None for n in (before, after)]
+        around = [[Factor(Var(n))] if n else None for n in (before, after)]
         out[d] = concat([piece for piece in (around[0], out[d], around[1]) if piece])
     return out
 

@@ -2,9 +2,10 @@
 
 import re
 
-from fxfuse.passes.algebra import Dims, free_of, fresh, pin, regroup, size_of, unify_all
+from fxfuse.passes.algebra import free_of, regroup, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, positive
 from fxfuse.passes.axis_rules.shapes import pinned_out
+from fxfuse.passes.variables import Dims, fresh, pin, size_of
 
 _RANK = re.compile(r"(\d)d")
 

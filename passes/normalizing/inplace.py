@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxfuse.errors import GraphError
-from fxfuse.passes.graphs import WHERE, words
+from fxfuse.passes.graphs import WHERE, target_name, words
 from fxfuse.passes.normalizing.aliases import Aliases, inplace_flag, mutated, without_inplace_flag
 from fxfuse.passes.probing import PROBE, Editor
 
@@ -167,8 +167,7 @@ def _as_written(edit: Editor, value: fx.Node, target: fx.Node) -> fx.Node:
 
 def _put_back(edit: Editor, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.Node:
     """``base`` with ``value`` where ``view`` looks at it."""
-    name = view.target if isinstance(view.target, str) else getattr(view.target, "__name__", str(view.target))
-    name = str(name).split(".")[0]
+    name = target_name(view).split(".")[0]
     if name in {"contiguous", "to", "detach", "alias", "float", "type_as", "clone"}:
         return value
     if view.target is operator.getitem:
