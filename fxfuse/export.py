@@ -281,7 +281,8 @@ def to_safetensors(module: Source, path: str | Path, metadata: Mapping[str, str]
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ExportError(
-                f"'{name}' in the state dict is a {type(value).__name__}, not a tensor; safetensors holds"
+                f"'{name}' in the state dict is a {type(value).__name__}, not a tensor, and safetensors holds "
+                "nothing else; register tensors as buffers, and keep other state out of it"
             )
         if value.numel():
             key = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape))
