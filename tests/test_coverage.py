@@ -263,6 +263,8 @@ def test_the_page_and_its_json():
     assert "| bad | onnx: no \\| form |" in page
     assert "| good (narrow) | 4 | ✓ 1e-16 |" in page
     assert "A note." in page
+    assert "states of the code" not in page
+    assert "by 2 states of the code" in markdown([rows[0], replace(rows[1], code="d")])
     content = json.loads(as_json(rows))
     assert [row["green"] for row in content["rows"]] == [True, False, False]
     assert content["code"] == ["c"]

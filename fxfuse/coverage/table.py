@@ -83,10 +83,21 @@ def markdown(records: Sequence[Record], notes: Sequence[str] = ()) -> str:
         versions=", ".join(f"{name} {version}" for name, version in _versions().items()),
         counts="\n".join(["| family | green | laws hold | rows |", "| --- | ---: | ---: | ---: |", *rows, *total]),
     )
-    parts = [text, *(f"{note}\n" for note in notes), _reasons(records)]
+    parts = [text, *(f"{note}\n" for note in (*_ages(records), *notes)), _reasons(records)]
     for family in families:
         parts.append(_family(family, [record for record in records if record.family == family]))
     return "\n".join(part for part in parts if part)
+
+
+def _ages(records: Sequence[Record]) -> Sequence[str]:
+    """A word where rows were made while the code changed."""
+    states = {record.code for record in records}
+    if len(states) < 2:
+        return ()
+    return (
+        f"The rows were made by {len(states)} states of the code, which changed meanwhile; `--again other` makes those "
+        "anew that the present code did not make.",
+    )
 
 
 def _first(docstring: str | None) -> str:
