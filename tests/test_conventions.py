@@ -127,7 +127,7 @@ def test_imports_are_absolute_and_under_one_name(name: str) -> None:
 def test_nothing_imports_the_command_line_and_the_zoo_imports_nothing() -> None:
     for name, tree in TREES.items():
         own = {i for i in imports(tree) if i.split(".")[0] == "fxfuse"}
-        assert "fxfuse.cli" not in own, name
+        assert name == "fxfuse.__main__" or "fxfuse.cli" not in own, name
         if name.startswith("fxfuse.models_zoo"):
             assert all(i.startswith("fxfuse.models_zoo") for i in own), name
 
