@@ -64,8 +64,11 @@ class Subject:
     program: torch.export.ExportedProgram | None = None
 
     def network(self, seed: int = 0) -> nn.Module:
-        """The row's model with random weights."""
-        return randomise(self.entry.build(), seed).eval()
+        """The row's model with random weights; the same for the same seed, also where its constructor draws."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built = self.entry.build()
+        return randomise(built, seed).eval()
 
     def bound(self, batch: int, seed: int) -> tuple[Bound, nn.Module]:
         """Random arguments for the part that is fused, and that part."""
