@@ -17,11 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxfuse.matrices import compact, dense, multiply
+from fxfuse.matrices import compact, dense, multiply, multiply_blocks
 from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, TensorAxes
-
-Environment = dict[int, tuple[int, int, bool]]
-"""For each owner space on the way: (index in the fused network, index in the parent, whether it is written)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,98 +40,26 @@ class Merger:
 
     def tensor(self, x: Tensor, axes: TensorAxes, *, singleton_reads: bool = False) -> Tensor:
         """The parent's share of the fused tensor. ``singleton_reads``: ``x`` has size 1 along what is read."""
-        return self._merge(x, [_Axis(layout, i) for i, layout in enumerate(axes.dims)], axes, {}, singleton_reads)
+        return self._merge(x, [_Axis(layout, i) for i, layout in enumerate(axes.dims)], axes, singleton_reads)
 
-    def _merge(self, x: Tensor, path: list[_Axis], axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
-        for position, axis in enumerate(path):
-            if isinstance(axis.layout, Product):
-                return self._product(x, path, position, axes, env, ones)
-        for position, axis in enumerate(path):
-            if isinstance(axis.layout, Leaf) and self._owns(axis.layout, path):
-                return self._blocks(x, path, position, axes, env, ones)
-        for position, axis in enumerate(path):
-            if isinstance(axis.layout, Concat):
-                return self._segments(x, path, position, axes, env, ones)
-        return self._leaves(x, path, axes, env, ones)
+    def _merge(self, x: Tensor, path: list[_Axis], axes: TensorAxes, ones: bool) -> Tensor:
+        """Products are opened, concatenations taken apart, until every axis is a leaf."""
+        for kind, open_ in ((Product, self._product), (Concat, self._segments)):
+            for position, axis in enumerate(path):
+                if isinstance(axis.layout, kind):
+                    return open_(x, path, position, axes, ones)
+        return self._leaves(x, path, axes, ones)
 
-    def _product(self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
+    def _product(self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, ones: bool) -> Tensor:
         layout = path[at].layout
         assert isinstance(layout, Product)
         sizes = [_unread(part, path[at].dim, axes) if ones else part.size for part in layout.parts]
         x = x.reshape([*x.shape[:at], *sizes, *x.shape[at + 1 :]])
         inner = [_Axis(part, path[at].dim) for part in layout.parts]
-        out = self._merge(x, [*path[:at], *inner, *path[at + 1 :]], axes, env, ones)
+        out = self._merge(x, [*path[:at], *inner, *path[at + 1 :]], axes, ones)
         return out.flatten(at, at + len(inner) - 1)
 
-    def _blocks(self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
-        """Along a space that owns others: a sum over the pairs (fused block, parent's block) that belong together."""
-        leaf = path[at].layout
-        assert isinstance(leaf, Leaf)
-        assert leaf.space is not None
-        read = (path[at].dim, leaf.space) in axes.reads
-        matrix = dense(self._matrix(leaf.space, read, env))
-        matrix = matrix.T if read else matrix
-        rest = [*path[:at], *path[at + 1 :]]
-        fused, own = matrix.nonzero(as_tuple=True)
-        plain = all(isinstance(axis.layout, Leaf) and not self._owns(axis.layout, rest) for axis in rest)
-        if plain and len(fused):
-            parts = self._pairs(x.movedim(at, 0), rest, axes, (leaf.space, fused, own, read), env, ones)
-            share = torch.zeros(len(matrix), len(fused), dtype=matrix.dtype, device=matrix.device)
-            share[fused, torch.arange(len(fused))] = matrix[fused, own]
-            return multiply(share, parts, 0).movedim(0, at)
-        rows: list[Tensor] = []
-        for a in range(matrix.shape[0]):
-            total: Tensor | None = None
-            for b in matrix[a].nonzero()[:, 0].tolist():
-                block = x.select(at, b if x.shape[at] > 1 else 0)
-                part = self._merge(block, rest, axes, {**env, leaf.space: (a, b, not read)}, ones) * matrix[a, b].to(x)
-                total = part if total is None else total + part
-            if total is None:  # no neuron of this parent: zeros of the right shape
-                block = self._merge(x.select(at, 0), rest, axes, {**env, leaf.space: (a, 0, not read)}, ones)
-                total = torch.zeros_like(block)
-            rows.append(total)
-        return torch.stack(rows, at)
-
-    def _pairs(
-        self,
-        x: Tensor,
-        path: list[_Axis],
-        axes: TensorAxes,
-        pairs: tuple[int, Tensor, Tensor, bool],
-        env: Environment,
-        ones: bool,
-    ) -> Tensor:
-        """All pairs at once, in a first dimension that takes the place of the owner's: what :meth:`_leaves` does for
-        one."""
-        space, fused, own, read = pairs
-        x = x.index_select(0, own.to(x.device)) if len(x) > 1 else x.expand(len(own), *x.shape[1:])
-        written = not read or any(owner_written for _, _, owner_written in env.values())
-        for position, axis in enumerate(path):
-            leaf = axis.layout
-            assert isinstance(leaf, Leaf)
-            if leaf.space is None:
-                continue
-            is_read = (axis.dim, leaf.space) in axes.reads
-            written = written or not is_read
-            if self.outer[leaf.space] != space:
-                matrix = self._matrix(leaf.space, is_read, env)
-                size = matrix.shape[1]
-            else:
-                grouping = self.groupings[leaf.space]
-                merge, unmerge = grouping.merge[self.parent], grouping.unmerge[self.parent]
-                batch = unmerge[own, fused].transpose(1, 2) if is_read else merge[fused, own]
-                size = batch.shape[1]
-            if is_read and ones:
-                x = x.expand([size if i == position + 1 else n for i, n in enumerate(x.shape)])
-            elif self.outer[leaf.space] != space:
-                x = multiply(matrix, x, position + 1, transposed=is_read)
-            else:
-                x = _each(batch, x, position + 1)
-        return x if written else x * self.weight
-
-    def _segments(
-        self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, env: Environment, ones: bool
-    ) -> Tensor:
+    def _segments(self, x: Tensor, path: list[_Axis], at: int, axes: TensorAxes, ones: bool) -> Tensor:
         layout = path[at].layout
         assert isinstance(layout, Concat)
         out, start = [], 0
@@ -142,48 +67,68 @@ class Merger:
             size = _unread(part, path[at].dim, axes) if ones else part.size
             piece = x.narrow(at, start, size)
             start += size
-            out.append(self._merge(piece, [*path[:at], _Axis(part, path[at].dim), *path[at + 1 :]], axes, env, ones))
+            out.append(self._merge(piece, [*path[:at], _Axis(part, path[at].dim), *path[at + 1 :]], axes, ones))
         return torch.cat(out, at)
 
-    def _leaves(self, x: Tensor, path: list[_Axis], axes: TensorAxes, env: Environment, ones: bool) -> Tensor:
-        written = any(owner_written for _, _, owner_written in env.values())
-        for position, axis in enumerate(path):
-            leaf = axis.layout
-            assert isinstance(leaf, Leaf)
-            if leaf.space is None:
+    def _leaves(self, x: Tensor, path: list[_Axis], axes: TensorAxes, ones: bool) -> Tensor:
+        """Every space along its own dimension; those that an owner's dimension decides about, together with it."""
+        spaces = [axis.layout.space if isinstance(axis.layout, Leaf) else None for axis in path]
+        read = [space is not None and (axis.dim, space) in axes.reads for space, axis in zip(spaces, path, strict=True)]
+        owned: dict[int, list[int]] = {}
+        for position, space in enumerate(spaces):
+            if space is not None and self.outer[space] is not None:
+                owned.setdefault(self._owner(position, spaces, path), []).append(position)
+        inside = {position for inner in owned.values() for position in inner}
+        for position, space in enumerate(spaces):
+            if space is None or position in inside:
                 continue
-            read = (axis.dim, leaf.space) in axes.reads
-            written = written or not read
-            matrix = self._matrix(leaf.space, read, env)
-            if read and ones:
-                x = x.expand([matrix.shape[1] if i == position else n for i, n in enumerate(x.shape)])
-                continue
-            x = multiply(matrix, x, position, transposed=read)
+            matrix = self._matrix(space, read[position])
+            if position in owned:
+                inner = {at: (self._matrices(spaces[at], read[at]), read[at]) for at in owned[position]}
+                x = _owned(x, position, dense(matrix), read[position], inner, ones)
+            elif read[position] and ones:
+                x = _spread(x, position, matrix.shape[1])
+            else:
+                x = multiply(matrix, x, position, transposed=read[position])
+        written = any(space is not None and not is_read for space, is_read in zip(spaces, read, strict=True))
         return x if written else x * self.weight
 
-    def _matrix(self, space: int, read: bool, env: Environment) -> Tensor:
+    def _owner(self, position: int, spaces: list[int | None], path: list[_Axis]) -> int:
+        """Where the owner of the space at ``position`` lies: in the same dimension of the tensor, or else another."""
+        space = spaces[position]
+        assert space is not None
+        there = [at for at, other in enumerate(spaces) if other is not None and other == self.outer[space]]
+        return next((at for at in there if path[at].dim == path[position].dim), there[0])
+
+    def _matrix(self, space: int, read: bool) -> Tensor:
         """The merge matrix of what is written, the unmerge matrix (parent by fused neurons) of what is read."""
         grouping = self.groupings[space]
-        merge, unmerge = grouping.merge[self.parent], grouping.unmerge[self.parent]
-        outer = self.outer[space]
-        if outer is not None:
-            a, b, _ = env[outer]
-            merge, unmerge = merge[a, b], unmerge[b, a]
-        return unmerge if read else merge
+        return (grouping.unmerge if read else grouping.merge)[self.parent]
 
-    def _owns(self, leaf: Leaf, path: list[_Axis]) -> bool:
-        return leaf.space is not None and any(self._contains_owned(axis.layout, leaf.space) for axis in path)
-
-    def _contains_owned(self, layout: Layout, space: int) -> bool:
-        if isinstance(layout, Leaf):
-            return layout.space is not None and self.outer[layout.space] == space
-        return any(self._contains_owned(part, space) for part in layout.parts)
+    def _matrices(self, space: int | None, read: bool) -> Tensor:
+        """Those of a space inside another: for each pair (fused block, parent's block) fused by parent's neurons."""
+        assert space is not None
+        grouping = self.groupings[space]
+        return grouping.unmerge[self.parent].permute(1, 0, 3, 2) if read else grouping.merge[self.parent]
 
 
-def _each(matrices: Tensor, x: Tensor, dim: int) -> Tensor:
-    """Every matrix of a stack times the entry of ``x`` with its number, along ``dim``."""
-    product: Tensor = torch.einsum("kij,kj...->ki...", matrices.to(x.device, x.dtype), x.movedim(dim, 1))
-    return product.movedim(1, dim)
+def _owned(
+    x: Tensor, at: int, matrix: Tensor, read: bool, inner: Mapping[int, tuple[Tensor, bool]], ones: bool
+) -> Tensor:
+    """Along an owner's dimension ``at`` and those inside it: matrices and whether they are read, by dimension."""
+    if read:
+        matrix = matrix.T
+        x = _spread(x, at, matrix.shape[1]) if ones else x
+    repeated = [dim for dim, (_, is_read) in inner.items() if is_read and ones]
+    x = multiply_blocks(matrix, [(dim, own) for dim, (own, _) in inner.items() if dim not in repeated], x, at)
+    for dim in repeated:
+        x = _spread(x, dim, inner[dim][0].shape[2])
+    return x
+
+
+def _spread(x: Tensor, dim: int, size: int) -> Tensor:
+    """``x``, of size 1 along ``dim``, repeated there."""
+    return x.expand([size if i == dim else n for i, n in enumerate(x.shape)])
 
 
 def merge_tensors(

@@ -8,6 +8,7 @@ Large and nearly empty matrices are themselves kept as torch's sparse tensors (:
 5,120 neurons takes a third of a megabyte instead of 420.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,26 @@ def multiply(matrix: Tensor, x: Tensor, dim: int, *, transposed: bool = False) -
         if not isinstance(form, _Dense) or matrix.numel() <= KEPT:
             known[key] = form
     return form.times(x, dim)
+
+
+def multiply_blocks(outer: Tensor, inner: Sequence[tuple[int, Tensor]], x: Tensor, at: int) -> Tensor:
+    """Along an owner's dimension ``at`` and those that it owns, each with its matrices ``A x B x m x n``:
+
+        y[a, i, ..] = sum_b outer[a, b] sum_j inner[a, b, i, j] x[b, j, ..]
+
+    Pairs ``(a, b)`` without an entry cost nothing.
+    """
+    fused, own = outer.nonzero(as_tuple=True)
+    if not len(fused):  # a parent of which nothing is taken: one pair of weight zero gives the shape
+        fused = own = torch.zeros(1, dtype=torch.long, device=outer.device)
+    pairs = x.movedim(at, 0).index_select(0, own.to(x.device))
+    for dim, matrices in inner:
+        moved = pairs.movedim(dim + (dim < at), 1)
+        moved = torch.einsum("kij,kj...->ki...", matrices[fused, own].to(x.device, x.dtype), moved)
+        pairs = moved.movedim(1, dim + (dim < at))
+    share = torch.zeros(len(outer), len(fused), dtype=outer.dtype, device=outer.device)
+    share[fused, torch.arange(len(fused))] = outer[fused, own]
+    return multiply(share, pairs, 0).movedim(0, at)
 
 
 def _form(matrix: Tensor, x: Tensor) -> _Picked | _Summed | _Dense:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fxfuse.errors import MethodError
 from fxfuse.layouts import spaces_in
-from fxfuse.matrices import dense, multiply
+from fxfuse.matrices import dense, multiply, multiply_blocks
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.importance import FLOOR, WITHOUT_DATA, ImportanceName, norm_product
 from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, SpaceStatistics, TensorAxes
@@ -161,7 +161,8 @@ def _framed(
         known = frames.outer[number] is None and (not inner or numbers.count(number) == 1)
         if known and all(side is not None for side in sides):
             matrices = [side.to(x.dtype) for side in sides if side is not None]
-            x = _blocks(x, i, inner, matrices) if inner else multiply(matrices[0], x, i)
+            own = list(zip(inner, matrices[1:], strict=True))
+            x = multiply_blocks(matrices[0], own, x, i) if inner else multiply(matrices[0], x, i)
         elif foreign == "skip":
             return None
         else:
@@ -176,24 +177,6 @@ def _resampled(x: Tensor, at: int, size: int) -> Tensor:
     if own == size:
         return x
     return x.index_select(at, ((torch.arange(size) + 0.5) * (own / size)).long())
-
-
-def _blocks(x: Tensor, at: int, inner: list[int], matrices: list[Tensor]) -> Tensor:
-    """An owner's dimension and those that it owns: the sum over the parent's blocks that make each fused block."""
-    matrix, own = matrices[0], matrices[1:]
-    rows = []
-    for a in range(matrix.shape[0]):
-        total: Tensor | None = None
-        for b in range(matrix.shape[1]):
-            if total is not None and not matrix[a, b]:
-                continue
-            block = x.select(at, b) * matrix[a, b]
-            for j, mine in zip(inner, own, strict=True):
-                block = multiply(mine[a, b], block, j - (j > at))
-            total = block if total is None else total + block
-        assert total is not None
-        rows.append(total)
-    return torch.stack(rows, at)
 
 
 def in_common_frame(x: Tensor, axes: TensorAxes, frames: Frames) -> Iterator[Tensor]:

@@ -67,6 +67,38 @@ def test_owned_spaces_go_pair_by_pair() -> None:
     torch.testing.assert_close(merge_tensors(vectors, [axes, axes], SPACES, g, (0.5, 0.5)), expected)
 
 
+def flattened(p: int, read: bool) -> Tensor:
+    """The matrix of parent ``p`` on the flattened (block, neuron) axis: fused by parent's."""
+    g = groupings()
+    outer, inner = (g[0].unmerge[p].T, g[2].unmerge[p].permute(1, 0, 3, 2)) if read else (g[0].merge[p], g[2].merge[p])
+    return torch.einsum("ab,abij->aibj", outer, inner).reshape(30, 6)
+
+
+def test_a_square_tensor_of_blocks_has_a_pair_for_each_side() -> None:
+    """A weight from heads to the same heads: each side's blocks decide about that side's neurons alone."""
+    own = Product((Leaf(3, 0), Leaf(2, 2)))
+    axes = TensorAxes((own, own), frozenset({(1, 0), (1, 2)}))
+    weights = [random(6, 6, seed=p) for p in range(2)]
+    expected = sum(flattened(p, False) @ weights[p] @ flattened(p, True).T for p in range(2))
+    torch.testing.assert_close(merge_tensors(weights, [axes, axes], SPACES, groupings(), (0.5, 0.5)), expected)
+
+
+def test_inner_neurons_in_another_dimension_go_with_their_block() -> None:
+    """A grouped convolution: blocks along the first dimension, the neurons that each reads along the second."""
+    axes = TensorAxes((Leaf(3, 0), Leaf(2, 2), Leaf(7)), frozenset({(1, 2)}))
+    g, weights = groupings(), [random(3, 2, 7, seed=p) for p in range(2)]
+    expected = sum(torch.einsum("ab,baji,bjk->aik", g[0].merge[p], g[2].unmerge[p], weights[p]) for p in range(2))
+    torch.testing.assert_close(merge_tensors(weights, [axes, axes], SPACES, g, (0.5, 0.5)), expected)
+
+
+def test_a_parent_of_which_nothing_is_taken_adds_nothing() -> None:
+    axes = TensorAxes((Product((Leaf(3, 0), Leaf(2, 2))),))
+    g, vectors = groupings(), [random(6, seed=p) for p in range(2)]
+    alone = {**g, 0: Grouping(0, (g[0].merge[0], torch.zeros(5, 3).double()), g[0].unmerge)}
+    expected = flattened(0, False) @ vectors[0]
+    torch.testing.assert_close(merge_tensors(vectors, [axes, axes], SPACES, alone, (1.0, 0.0)), expected)
+
+
 @pytest.mark.parametrize("layout", [
     Product((Leaf(3, 0), Leaf(5))),
     Product((Leaf(3, 0), Leaf(4, 1))),
