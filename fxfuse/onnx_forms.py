@@ -131,6 +131,6 @@ def _keeper(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None
         return None
     if node.target in _SPLIT and source.target in _TURNED:
         return _aten.clone.default, (), {"memory_format": torch.contiguous_format}
-    if node.target in _LARGEST and source.target in _PADDED:
-        return _aten.clamp.default, (torch.finfo(torch.float32).min,), {}
+    if node.target in _LARGEST and source.target in _PADDED and (kind := source.meta["val"].dtype).is_floating_point:
+        return _aten.clamp.default, (torch.finfo(kind).min,), {}
     return None

@@ -8,8 +8,9 @@ the rows (samples x positions) of view ``v`` by all parents' neurons, side by si
 
 so every view has the same say, however many positions it has and however large its values are: ``c_v = e / e_v`` with
 ``e_v`` the view's mean square and ``e`` the mean of those over the space's views (one view: ``c = 1``, the plain Gram
-matrix). The scales ``e_v`` are read off the first :data:`SCALE_SAMPLES` samples, which keeps it to one pass and one
-``N x N`` matrix per space. Batch products are made in float32 (float64 for float64 networks) and summed in float64.
+matrix). The scales ``e_v`` are read off the first :data:`SCALE_SAMPLES` samples (off the first batch, where that is
+smaller), which keeps it to one pass and one ``N x N`` matrix per space. Batch products are made in float32 (float64 for
+float64 networks) and summed in float64.
 
 Spatial values have far more rows than statistics need: per sample and space at most ``rows_per_sample`` positions are
 used, drawn from a jittered grid, the same in every parent. Importance, a few numbers per sample and dearer by far,
@@ -22,7 +23,7 @@ of the spaces: whoever groups a round's spaces before asking for the next never 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,17 +32,11 @@ from torch import Tensor
 from fxfuse.errors import DataError, MethodError, MismatchError
 from fxfuse.label_space import LabelSpace
 from fxfuse.layouts import neurons
-from fxfuse.passes.importance import (
-    Attribute,
-    ImportanceName,
-    find_importance,
-    forward_only,
-    normalise,
-    weight_scores,
-)
+from fxfuse.passes.importance import Attribute, ImportanceName, find_importance, forward_only
 from fxfuse.passes.observe import Observer, check_inputs, ignore, to_device
 from fxfuse.passes.stretch import at_shape, traced_batch
-from fxfuse.passes.views import Positions, View, Views, aligned, find_space, find_views
+from fxfuse.passes.sums import Sums, plan_sums
+from fxfuse.passes.views import Positions, View, Views, find_space
 from fxfuse.progress import Progress, QuietProgress
 from fxfuse.samples import Samples
 from fxfuse.types import Analysis, Space, SpaceStatistics
@@ -61,9 +56,6 @@ BATCH = 256
 ACTIVATIONS = 4 << 30
 """Bytes that all values of a parent may take for one batch: where importance differentiates, they are held at once."""
 
-BAND = 1024
-"""Rows of a matrix that are worked on at a time."""
-
 AT_ONCE = 4 << 30
 """Bytes that the statistics of one round may take, and a batch of the rows that they are made of. A space that needs
 more has a round to itself."""
@@ -76,31 +68,6 @@ class Round:
 
     spaces: tuple[Space, ...]
     statistics: dict[int, SpaceStatistics]
-
-
-@dataclass(slots=True)
-class _Sums:
-    """What has been accumulated for one space; matrices only while its round is on."""
-
-    space: Space
-    views: tuple[View, ...]
-    widths: tuple[int, ...]
-    blocks: tuple[int, ...]
-    scores: list[list[Tensor]]  # per view and parent
-    gram: Tensor | None = None
-    mean: Tensor | None = None
-    scales: list[float] = field(default_factory=list)
-    rows: int = 0
-
-    @property
-    def neurons(self) -> int:
-        """``N``: all parents' neurons, in all blocks."""
-        return sum(n * b for n, b in zip(self.widths, self.blocks, strict=True))
-
-    def begin(self, device: torch.device) -> None:
-        """Make room for the matrices."""
-        self.gram = torch.zeros(self.neurons, self.neurons, dtype=torch.float64, device=device)
-        self.mean = torch.zeros(self.neurons, dtype=torch.float64, device=device)
 
 
 def calibrate(
@@ -149,9 +116,9 @@ def calibrate_in_rounds(
 
     The parents' graphs are the same up to widths: node names and space numbers agree. ``weights`` has one entry per
     parent and scales its importance. ``rows_per_sample`` limits the positions used per sample and space (``None``:
-    all), ``importance_samples`` the samples that are differentiated (``None``: all). ``batch_size`` is as large as
-    :data:`ACTIVATIONS` allows, and 256 at most, unless it is given. A space that nobody contracts is
-    seen on the last value that shows it; one that no value shows has no statistics. ``views="formed"`` looks at neurons
+    all), ``importance_samples`` the samples that are differentiated (``None``: all). Unless ``batch_size`` is given, it
+    is as large as :data:`ACTIVATIONS` allows, and :data:`BATCH` at most. A space that nobody contracts is seen on the
+    last value that shows it; one that no value shows has no statistics. ``views="formed"`` looks at neurons
     before their nonlinearity as well. ``classes`` says which of the data's labels, which are then the union's, are
     which of a parent's classes. Statistics lie on the CPU. The result depends on ``seed`` only through the positions,
     and on the rounds not at all.
@@ -168,7 +135,7 @@ def calibrate_in_rounds(
     floating = any(x.is_floating_point() for x in parents[0].program.example)
     if importance == "conductance" and not floating:
         progress.note("conductance needs inputs that can be scaled; these are integers: used gradient x activation")
-    sums = _plan(parents, device, views)
+    sums = plan_sums(parents, device, views)
     pass_ = _Pass(parents, sums, attribute, device, rows_per_sample, seed, classes)
     chunks = _chunks(len(samples), batch_size, any(len(total.views) > 1 for total in sums.values()))
     rows = min(batch_size, len(samples)) * (rows_per_sample or ROWS_PER_SAMPLE)
@@ -196,12 +163,12 @@ def _observed(
                 scored = _spread(indices, len(samples), importance_samples if i == 0 else 0)
                 pass_.batch(inputs, labels, scored)
                 step.advance(len(chunk))
-        statistics = {total.space.id: _finish(total, pass_.parents, len(samples), *finish) for total in pass_.open}
+        statistics = {total.space.id: total.finish(pass_.parents, len(samples), *finish) for total in pass_.open}
         yield Round(spaces, statistics)
 
 
 def _rounds(
-    spaces: Sequence[Space], sums: Mapping[int, _Sums], rows: int, at_once: int | None
+    spaces: Sequence[Space], sums: Mapping[int, Sums], rows: int, at_once: int | None
 ) -> Iterator[tuple[Space, ...]]:
     """The spaces, outermost ones with all inside them, in portions of ``at_once`` bytes."""
     portion: list[Space] = []
@@ -260,9 +227,6 @@ def _spread(chunk: Tensor, count: int, limit: int | None) -> Tensor | None:
     return ((chunk + 1) * limit // count > chunk * limit // count).nonzero()[:, 0]
 
 
-# ------------------------------------------------------------------------------------------------------- plan
-
-
 def _check_spaces(parents: Sequence[Analysis]) -> None:
     first = parents[0]
     for parent in parents[1:]:
@@ -275,28 +239,6 @@ def _check_spaces(parents: Sequence[Analysis]) -> None:
             )
 
 
-def _plan(parents: Sequence[Analysis], device: torch.device, shown: Views) -> dict[int, _Sums]:
-    """What to accumulate for which space."""
-    sums: dict[int, _Sums] = {}
-    for space in parents[0].axes.spaces:
-        views = find_views(parents, space, shown)
-        if not views:
-            continue
-        own = [find_space(parent, space.id) for parent in parents]
-        outer = space.outer
-        widths = tuple(s.size for s in own)
-        blocks = tuple(1 if outer is None else find_space(parent, outer).size for parent in parents)
-        zeros = [torch.zeros(n * b, dtype=torch.float64, device=device) for n, b in zip(widths, blocks, strict=True)]
-        sums[space.id] = _Sums(
-            space=space,
-            views=views,
-            widths=widths,
-            blocks=blocks,
-            scores=[[z.clone() for z in zeros] for _ in views],
-        )
-    return sums
-
-
 # -------------------------------------------------------------------------------------------------- one batch
 
 
@@ -306,7 +248,7 @@ class _Pass:
     def __init__(
         self,
         parents: Sequence[Analysis],
-        sums: dict[int, _Sums],
+        sums: dict[int, Sums],
         attribute: Attribute,
         device: torch.device,
         rows_per_sample: int | None,
@@ -320,7 +262,7 @@ class _Pass:
         self.device = device
         self.observers = [Observer(parent.program, (), device, parent.axes) for parent in parents]
         self.rows_per_sample, self.seed = rows_per_sample, seed
-        self.open: list[_Sums] = []
+        self.open: list[Sums] = []
         self.at_node: dict[str, list[int]] = {}
 
     def begin(self, spaces: Sequence[int], *, scores: bool) -> None:
@@ -347,7 +289,7 @@ class _Pass:
         self.positions.next_batch(size)
         per_parent = [self._parent(p, inputs, labels, scored) for p in range(len(self.parents))]
         for total in self.open:
-            self._accumulate(total, [rows[total.space.id] for rows in per_parent], size)
+            total.add([rows[total.space.id] for rows in per_parent], size)
 
     def _parent(
         self, p: int, inputs: tuple[Tensor, ...], labels: Tensor | None, scored: Tensor | None
@@ -387,71 +329,3 @@ class _Pass:
                 for v, view in enumerate(self.sums[number].views):
                     if view.node == name:
                         self.sums[number].scores[v][p] += by_view[view.occurrence].sum(0)
-
-    def _accumulate(self, total: _Sums, parents: list[dict[View, Tensor]], size: int) -> None:
-        """Add one batch's rows of one space to its sums."""
-        assert total.gram is not None
-        assert total.mean is not None
-        joined = []
-        for view in total.views:
-            joined.append(torch.cat(aligned([found[view] for found in parents], size), 1))
-        if not total.scales:
-            total.scales = _scales(joined)
-        kind = torch.promote_types(joined[0].dtype, torch.float32)
-        counts = [len(rows) / size for rows in joined]
-        factors = [(c / n) ** 0.5 for c, n in zip(total.scales, counts, strict=True)]
-        stacked = [x.to(kind) if f == 1.0 else x.to(kind) * f for x, f in zip(joined, factors, strict=True)]
-        x = stacked[0] if len(stacked) == 1 else torch.cat(stacked)
-        total.gram += x.T @ x
-        for rows, n in zip(stacked, counts, strict=True):  # sums, not products with ones: those lose digits
-            total.mean += rows.sum(0) * n**-0.5
-        total.rows += len(x)
-
-
-def _scales(views: list[Tensor]) -> list[float]:
-    """``c_v`` of every view, from the rows of some samples."""
-    if len(views) == 1:
-        return [1.0]
-    energies = torch.stack([rows.double().square().mean() for rows in views])
-    scales = torch.where(energies > 0, energies.mean() / energies, torch.ones_like(energies))
-    return [float(c) for c in scales]
-
-
-# ----------------------------------------------------------------------------------------------------- result
-
-
-def _finish(
-    total: _Sums, parents: Sequence[Analysis], count: int, weights: tuple[float, ...], importance: ImportanceName
-) -> SpaceStatistics:
-    """The accumulated sums as averages; the sums themselves are gone afterwards."""
-    shares = []
-    for p, weight in enumerate(weights):
-        if importance in ("magnitude", "norm-product"):
-            scores = weight_scores(parents[p], find_space(parents[p], total.space.id), importance)
-        else:  # every view has the same say, whatever the size of its attributions
-            views = [normalise(view[p], 1.0) for view in total.scores]
-            scores = torch.stack(views).mean(0).cpu()
-        shares.append(normalise(scores.cpu(), weight))
-    assert total.gram is not None
-    assert total.mean is not None
-    gram, mean = total.gram.cpu(), total.mean.cpu()
-    total.gram = total.mean = None
-    _symmetrise(gram.div_(count * len(total.views)))
-    return SpaceStatistics(
-        space=total.space.id,
-        widths=total.widths,
-        outer_widths=total.blocks,
-        rows=total.rows,
-        mean=mean / (count * len(total.views)),
-        gram=gram,
-        importance=torch.cat(shares),
-    )
-
-
-def _symmetrise(matrix: Tensor) -> None:
-    """``(matrix + matrix') / 2`` in place, some rows at a time."""
-    for start in range(0, len(matrix), BAND):
-        rows = slice(start, start + BAND)
-        mean = (matrix[rows, start:] + matrix[start:, rows].T) / 2
-        matrix[rows, start:] = mean
-        matrix[start:, rows] = mean.T

@@ -20,8 +20,8 @@ from fxfuse.passes.augment import Transformation
 from fxfuse.passes.descent import Schedule, descend, falling, make_optimizer
 from fxfuse.passes.fitting import Store
 from fxfuse.passes.keeping import Best, Keeper, copied, optimizer_tensors, restore_optimizer
+from fxfuse.passes.norms import recompute_norms
 from fxfuse.passes.objective import make_objective
-from fxfuse.passes.repair import recompute_norms
 from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import Progress
 from fxfuse.samples import Samples, Subset, hold_out

@@ -24,8 +24,8 @@ from fxfuse.passes.augment import Transformation, transform
 from fxfuse.passes.fit_gradient import fit_gradient
 from fxfuse.passes.fit_linear import fit_linear
 from fxfuse.passes.fitting import Chunk, FitPlan, LevelTask, Store
+from fxfuse.passes.norms import pool_norms
 from fxfuse.passes.observe import placed
-from fxfuse.passes.repair import pool_norms
 from fxfuse.passes.subgraph import subgraph
 from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import Progress

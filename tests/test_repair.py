@@ -10,8 +10,9 @@ from fxfuse.errors import DataError
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.models_zoo.zoo import ZOO
 from fxfuse.passes.correspond import correspond
+from fxfuse.passes.norms import Moments, pool_norms, recompute_norms
 from fxfuse.passes.observe import Observer
-from fxfuse.passes.repair import Moments, _Layer, pool_norms, recompute_norms, rescale
+from fxfuse.passes.repair import _Layer, rescale
 from fxfuse.passes.rewrite import rewrite
 from fxfuse.samples import TensorSamples
 from fxfuse.types import Analysis, Grouping
