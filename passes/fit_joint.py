@@ -104,8 +104,9 @@ class _Run:
         self.parameters = {name: p for name, p in fused.named_parameters() if p.requires_grad}
         count = len(objective.samples)
         self.train, held = hold_out(count, plan.held, torch.Generator().manual_seed(seed))
-        # What the levels change adds up behind one another, so each may change the less the more there are.
-        self.lr = plan.lr * 2 / max(2, len(objective.nodes))
+        # What the levels change adds up behind one another, so each may change the less the more there are; by the
+        # root of their number, since the changes are not all in one direction.
+        self.lr = plan.lr * math.sqrt(2 / max(2, len(objective.nodes)))
         self.steps = plan.joint_steps
         self.round = BLOCK * echoes(len(objective.parents))
         self.judges = self._judges(held if len(held) else self.train)
