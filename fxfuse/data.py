@@ -3,7 +3,8 @@
 How inputs and labels are told apart is described in ``fxfuse.items``, what is kept in memory in ``fxfuse.holders``.
 
 Inputs that came under names (a mapping's keys) keep them: ``input_names(samples)`` gives them in the order of a
-batch's inputs, so that each can be bound to the argument of that name of the model's ``forward``.
+batch's inputs, so that each can be bound to the argument of that name of the model's ``forward``
+(:mod:`fxfuse.naming`). Items and batches may have their keys in any order; that of the first holds for all.
 """
 
 import contextlib
@@ -230,7 +231,7 @@ def _collect(items: Iterator[Any], reading: _Reading) -> ArraySamples | ItemSamp
         for item in items:
             if batched is None:
                 batched = not _is_single(item, one)
-            kept.append(many(item) if batched else item)
+            kept.append(_like(kept, many(item)) if batched else item)
             count += len(kept[-1].inputs[0]) if batched else 1
             if enough is not None and count >= enough:
                 break
@@ -244,6 +245,11 @@ def _collect(items: Iterator[Any], reading: _Reading) -> ArraySamples | ItemSamp
         label = None if kept[0].label is None else _cat(parts.label for parts in kept)
         narrow = reading.narrow or _from_numpy(kept[0])
         return _arrays(Parts(inputs, label, kept[0].names), replace(reading, narrow=narrow))
+
+
+def _like(before: Sequence[Parts], parts: Parts) -> Parts:
+    """A batch's parts, with the inputs in the order of the first batch's."""
+    return parts.named(before[0].names) if before else parts
 
 
 def _arrays(parts: Parts, reading: _Reading) -> ArraySamples:

@@ -28,7 +28,20 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from fxfuse.errors import ExportError, SourceError, WeightsError
-from fxfuse.export_tools import at_least_two, batched, differences, first_line, outputs, quiet, random_inputs, staged
+from fxfuse.export_tools import (
+    argument_names,
+    arguments,
+    at_least_two,
+    batched,
+    differences,
+    first_line,
+    keywords_of,
+    outputs,
+    quiet,
+    random_inputs,
+    staged,
+)
+from fxfuse.export_tools import output_names as names_of_outputs
 from fxfuse.onnx_forms import respelled, with_forms
 
 CHECKED_BATCHES = (1, 3, 17)
@@ -57,8 +70,9 @@ class OnnxReport:
 @dataclass(frozen=True, slots=True)
 class LoadedResult:
     """An output folder read back: ``module`` computes the fused network, ``example`` is a small batch of its inputs,
-    ``levels`` the rows of ``levels.json`` (empty if there is no such file), ``classes`` the names of the head's rows
-    where the parents had label maps."""
+    ``names`` what these are called, of which the last, the ``keywords``, are taken by name alone. ``levels`` are the
+    rows of ``levels.json`` (empty if there is no such file), ``classes`` the names of the head's rows where the parents
+    had label maps."""
 
     folder: Path
     program: ExportedProgram
@@ -66,6 +80,8 @@ class LoadedResult:
     example: tuple[Tensor, ...]
     levels: tuple[dict[str, Any], ...]
     classes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------- ONNX
@@ -86,7 +102,9 @@ def to_onnx(
 
     ``example`` is one small batch of inputs, first dimension the batch; inputs whose first dimension differs from the
     first input's keep their size. ``level_table`` is stored as JSON under ``fxfuse.levels`` in the model's metadata,
-    the names of the ``classes``, in the order of the outputs, under ``fxfuse.classes``.
+    the names of the ``classes``, in the order of the outputs, under ``fxfuse.classes``. Unless ``input_names`` and
+    ``output_names`` say otherwise, inputs are called as the arguments of ``forward`` and outputs, where they are a
+    mapping of tensors, as its keys.
 
     Raises ``ExportError`` if an operator has no ONNX form (the message names it and where it stands), if the batch
     cannot be dynamic, or if the written file's relative difference exceeds ``tolerance``; ``OutputError`` if ``path``
@@ -95,7 +113,11 @@ def to_onnx(
     path = Path(path)
     reference = _evaluated(module)
     program = exported(module, example)
-    example = at_least_two(example)
+    example, keywords = at_least_two(example), keywords_of(program)
+    names = list(input_names or argument_names(program))
+    with torch.no_grad():
+        args, kwargs = arguments(example, keywords)
+        output_names = output_names or names_of_outputs(reference(*args, **kwargs), names)
     with quiet():
         program = with_forms(program)
     with quiet(), respelled(program):
@@ -105,7 +127,7 @@ def to_onnx(
                 dynamo=True,
                 optimize=True,
                 verbose=False,
-                input_names=input_names,
+                input_names=names,
                 output_names=output_names,
                 dynamic_shapes=tuple({0: "batch"} if moves else {} for moves in batched(example)),
             )
@@ -120,7 +142,7 @@ def to_onnx(
     with staged(path) as temporary:
         with quiet():
             onnx_program.save(str(temporary))
-        max_abs, max_rel = _check_onnx(temporary, reference, example, tolerance, path)
+        max_abs, max_rel = _check_onnx(temporary, reference, (example, keywords), tolerance, path)
     return OnnxReport(
         path=path,
         opset=int(model.opset_imports[""]),
@@ -134,9 +156,10 @@ def to_onnx(
 
 
 def _check_onnx(
-    file: Path, reference: nn.Module, example: tuple[Tensor, ...], tolerance: float, path: Path
+    file: Path, reference: nn.Module, shown: tuple[tuple[Tensor, ...], tuple[str, ...]], tolerance: float, path: Path
 ) -> tuple[float, float]:
-    """The largest differences between the network and ``file`` in onnxruntime."""
+    """The largest differences between the network and ``file`` in onnxruntime; ``shown`` are the example's tensors and
+    the names of those that the network takes by name."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()  # type: ignore[attr-defined]  # exported without saying so
@@ -151,8 +174,8 @@ def _check_onnx(
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise ExportError(f"onnxruntime cannot load the network written for {path}: {first_line(error)}") from error
     for batch in CHECKED_BATCHES:
-        inputs = random_inputs(example, batch, generator)
-        expected = outputs(reference, inputs)
+        inputs = random_inputs(shown[0], batch, generator)
+        expected = outputs(reference, inputs, shown[1])
         # the exporter keeps inputs that the network never reads, so names and inputs pair up
         feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
         try:
@@ -208,33 +231,40 @@ def _where(operator: str, module: Source, program: ExportedProgram) -> str:
 # ------------------------------------------------------------------------------------------- .pt2
 
 
-def to_pt2(module: Source, example: tuple[Tensor, ...], path: str | Path) -> Path:
+def to_pt2(module: Source, example: tuple[Tensor, ...], path: str | Path, *, keywords: Sequence[str] = ()) -> Path:
     """Write ``module`` in evaluation mode as a ``torch.export`` program with a dynamic batch; reload it and compare.
+
+    ``keywords`` names the last inputs, if the program is to take them by name: torch's programs take an argument either
+    by position or by name.
 
     Raises ``ExportError`` if it cannot be exported or the reloaded program gives other outputs, ``OutputError`` if
     ``path`` cannot be written.
     """
     path = Path(path)
     reference = _evaluated(module)
-    program = exported(module, example)
+    program = exported(module, example, keywords)
     example = at_least_two(example)
     with staged(path) as temporary:
         with quiet():
             torch.export.save(program, temporary)
             reloaded = torch.export.load(temporary).module()
         inputs = random_inputs(example, 3, torch.Generator().manual_seed(0))
-        largest, relative = differences(outputs(reference, inputs), outputs(reloaded, inputs))
+        by_name = keywords_of(program)
+        wanted = outputs(reference, inputs, by_name if isinstance(module, ExportedProgram) else ())
+        largest, relative = differences(wanted, outputs(reloaded, inputs, by_name))
         if not relative <= PT2_TOLERANCE:
             raise ExportError(f"the program written for {path} disagrees with the network by {largest:.3g}")
     return path
 
 
-def exported(module: Source, example: tuple[Tensor, ...]) -> ExportedProgram:
-    """``module`` in evaluation mode as a ``torch.export`` program whose batch is dynamic. Raises ``ExportError``."""
+def exported(module: Source, example: tuple[Tensor, ...], keywords: Sequence[str] = ()) -> ExportedProgram:
+    """``module`` in evaluation mode as a ``torch.export`` program whose batch is dynamic; it takes the last inputs by
+    name if ``keywords`` are given. Raises ``ExportError``."""
     if isinstance(module, ExportedProgram):
         return module
     network = _evaluated(module)
     example = at_least_two(example)
+    args, kwargs = arguments(example, keywords)
     # a named size is strict; where the network's code asks for more than one sample, torch may choose the range
     choices: tuple[Any, ...] = (torch.export.Dim("batch"), torch.export.Dim.DYNAMIC)
     failure: Exception | None = None
@@ -242,7 +272,7 @@ def exported(module: Source, example: tuple[Tensor, ...]) -> ExportedProgram:
         for size in choices:
             shapes = tuple({0: size} if moves else {} for moves in batched(example))
             try:
-                return torch.export.export(network, example, dynamic_shapes=_per_argument(network, shapes))
+                return torch.export.export(network, args, kwargs, dynamic_shapes=_per_argument(network, shapes))
             except Exception as error:  # torch.export raises many kinds; all mean that there is no program
                 failure = failure or error
     fixed = re.search(r"(?:inferred|specialized it) to be a constant \((\d+)\)", str(failure))
@@ -314,13 +344,13 @@ def load_result(folder: str | Path) -> LoadedResult:
     except Exception as error:  # torch documents none here, and a damaged archive raises nearly anything
         raise SourceError(f"cannot load {program_file}: {first_line(error)}") from error
     classes = _adopt(program, weights_file)
-    args = program.example_inputs[0] if program.example_inputs else ()
-    example = tuple(x for x in tree_leaves(args) if isinstance(x, Tensor))
+    example = tuple(x for x in tree_leaves(program.example_inputs or ()) if isinstance(x, Tensor))
     if not example:
         raise SourceError(f"{program_file} holds no example inputs; write it with fxfuse")
     with quiet():
         module = program.module()
-    return LoadedResult(folder, program, module, example, _levels(levels_file), classes)
+    names, keywords = argument_names(program), keywords_of(program)
+    return LoadedResult(folder, program, module, example, _levels(levels_file), classes, names, keywords)
 
 
 def _adopt(program: ExportedProgram, weights_file: Path) -> tuple[str, ...]:

@@ -11,11 +11,13 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from fxfuse.errors import FuseError, OutputError
@@ -68,10 +70,41 @@ def differences(expected: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[floa
     return largest, relative
 
 
-def outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """The tensors among a module's outputs, in order."""
+def outputs(module: nn.Module, inputs: tuple[Tensor, ...], keywords: Sequence[str] = ()) -> list[Tensor]:
+    """The tensors among a module's outputs, in order; it takes the last inputs by name if ``keywords`` are given."""
+    args, kwargs = arguments(inputs, keywords)
     with torch.no_grad():
-        return [y for y in tree_leaves(module(*inputs)) if isinstance(y, Tensor)]
+        return [y for y in tree_leaves(module(*args, **kwargs)) if isinstance(y, Tensor)]
+
+
+def arguments(inputs: tuple[Tensor, ...], keywords: Sequence[str]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Inputs as positional arguments and, the last ones, as arguments by name."""
+    count = len(inputs) - len(keywords)
+    return inputs[:count], dict(zip(keywords, inputs[count:], strict=True))
+
+
+def keywords_of(program: ExportedProgram) -> tuple[str, ...]:
+    """The names of the inputs that a program takes by name alone; they come last."""
+    spec = program.call_spec.in_spec
+    if spec is None or spec.num_children != 2 or spec.child(1).type is not dict:
+        return ()
+    return tuple(map(str, spec.child(1).context))
+
+
+def argument_names(program: ExportedProgram) -> tuple[str, ...]:
+    """What a program's inputs are called, as far as they are tensors."""
+    names = [str(name) for name in program.graph_signature.user_inputs]
+    keywords = keywords_of(program)
+    return (*names[: len(names) - len(keywords)], *keywords)
+
+
+def output_names(output: Any, inputs: Sequence[str]) -> list[str] | None:
+    """The keys of a mapping of tensors as names of the outputs, where each is a tensor and a name of its own."""
+    if not isinstance(output, Mapping):
+        return None
+    tensors = {str(key): value for key, value in output.items() if value is not None}
+    distinct = len({id(value) for value in tensors.values()}) == len(tensors) and not tensors.keys() & set(inputs)
+    return list(tensors) if distinct and all(isinstance(y, Tensor) for y in tensors.values()) else None
 
 
 def batched(example: tuple[Tensor, ...]) -> tuple[bool, ...]:

@@ -101,7 +101,8 @@ class ItemSamples:
 
     def _parts(self, position: int) -> Parts:
         try:
-            return self.picker(self.items[position])
+            parts = self.picker(self.items[position])
+            return parts if position == 0 else parts.named(self.names)
         except FuseError as error:
             raise DataError(f"{self.description}, sample {position}: {error}") from None
         except Exception as error:  # a data set is the user's code and may raise anything

@@ -5,8 +5,9 @@ these rules decide, the same ones everywhere:
 
 * A bare value is the input.
 * Of a mapping, the label is the value under ``labels``, ``label``, ``y``, ``targets`` or ``target``. The input is the
-  value under ``inputs``, ``input``, ``x``, ``images``, ``image`` or ``data``; where none of these occurs, every other
-  array is an input under its own name, which is kept so that it can be bound to the argument of that name.
+  value under ``inputs``, ``input``, ``x``, ``images``, ``image`` or ``data``; where none of these occurs, or one beside
+  an array of more than a number per sample (a mask, say), every array is an input under its own name, which is kept so
+  that it can be bound to the argument of that name.
 * Of a tuple, the last part is the label if it is one integer per sample; all other arrays are inputs in their order.
   ``((x1, x2), y)`` and ``({"a": x1, "b": x2}, y)`` are understood.
 
@@ -35,6 +36,20 @@ class Parts:
     inputs: tuple[Any, ...]
     label: Any = None
     names: tuple[str, ...] | None = None
+
+    def named(self, names: tuple[str, ...] | None) -> "Parts":
+        """These parts with the inputs in the order of ``names``, those of the items before. Raises ``DataError`` where
+        the names are others."""
+        if names == self.names:
+            return self
+        if names is None or self.names is None or set(names) != set(self.names):
+            raise DataError(f"its inputs are {_spelt(self.names)}, those of the items before are {_spelt(names)}.")
+        place = {name: i for i, name in enumerate(self.names)}
+        return Parts(tuple(self.inputs[place[name]] for name in names), self.label, names)
+
+
+def _spelt(names: tuple[str, ...] | None) -> str:
+    return "without names" if names is None else ", ".join(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +84,11 @@ class Picker:
         keys: list[Any]
         if self.inputs is not None:
             keys = list(self.inputs)
-        elif generic := [key for key in INPUT_KEYS if key in item and key != label]:
-            keys = generic[:1]
         else:
-            keys = [key for key, value in item.items() if key != label and self._is_input(value)]
+            arrays = [key for key, value in item.items() if key != label and self._is_input(value)]
+            generic = [key for key in INPUT_KEYS if key in item and key != label]
+            beside = [key for key in arrays if key not in generic[:1] and not self._is_number(item[key])]
+            keys = generic[:1] if generic and not beside else arrays
         for key in (*keys, *([] if label is None else [label])):
             if key not in item:
                 raise DataError(f"The data has no {key!r}; {nearest(str(key), map(str, item))}")
@@ -109,6 +125,10 @@ class Picker:
         else:
             return False
         return integers and value.ndim == (0 if self.single else 1)
+
+    def _is_number(self, value: Any) -> bool:
+        """Whether a value is one number per sample: an index, say."""
+        return not isinstance(value, Image.Image) and np.ndim(value) == (0 if self.single else 1)
 
     def _is_input(self, value: Any) -> bool:
         """Whether a value can be an input: an array or an image, or numbers in a list."""

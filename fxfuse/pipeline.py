@@ -103,6 +103,7 @@ def fuse(
         data = read_data(job, calibration, evaluation)
     with clock.stage("analyse"):
         matched = match_parents(job, parents, target, base, example, data)
+        data = matched.data
     with deterministic():
         with clock.stage("calibrate"):
             observed = observe(job, matched, data, precisions)

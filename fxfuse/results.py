@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
-from fxfuse.data import in_label_space, samples_from
+from fxfuse.data import in_label_space, input_names, samples_from
 from fxfuse.device import pick_device
 from fxfuse.errors import DataError
 from fxfuse.export import OnnxReport, load_result, to_onnx
+from fxfuse.export_tools import arguments
+from fxfuse.naming import in_order
 from fxfuse.output import check_file
 from fxfuse.passes.verify import score
 from fxfuse.recipe import DataSpec, load_recipe, read_alike
@@ -31,6 +33,8 @@ def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str
     loaded = load_result(folder)
     samples = samples_from(data if isinstance(data, DataSpec) else _as_before(folder, data))
     samples = in_label_space(samples, loaded.classes)
+    if set(input_names(samples) or ()) & set(loaded.names):  # a part of a network calls its inputs otherwise
+        samples = in_order(samples, loaded.names)
     module = move_to_device_pass(loaded.program, where).module()
     inputs, _ = samples.take(torch.arange(min(2, len(samples))))
     shapes = [tuple(x.shape[1:]) for x in inputs]
@@ -45,7 +49,8 @@ def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str
     def network(*tensors: Tensor) -> Any:  # a function, because an exported module refuses to be told its mode
         if not all(bool(x.isfinite().all()) for x in tensors):
             raise DataError(f"{samples.description} has NaN or infinite values; every input must be finite.")
-        return module(*tensors)
+        args, kwargs = arguments(tensors, loaded.keywords)
+        return module(*args, **kwargs)
 
     figures = score("fused", network, samples, device=where)
     return dataclasses.replace(figures, parameters=parameter_count(module)), samples.description

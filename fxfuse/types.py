@@ -24,6 +24,7 @@ class Program:
     ``module`` computes what the parent computes, in evaluation mode, for any batch size; its parameters and buffers
     carry the parent's own names and are copies, never aliases. ``example`` holds one small batch per graph input, in
     the order of the placeholders. ``notes`` says in words what normalisation changed and what it had to leave.
+    ``keywords`` names the inputs that the example gave by name, the last ones.
     """
 
     name: str
@@ -31,6 +32,12 @@ class Program:
     example: tuple[Tensor, ...]
     front_end: FrontEnd
     notes: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the inputs are called: the names of ``forward``'s arguments, the parent's and the graph's."""
+        return tuple(str(node.target) for node in self.module.graph.nodes if node.op == "placeholder")
 
 
 @dataclass(frozen=True, slots=True)

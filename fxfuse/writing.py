@@ -27,7 +27,7 @@ def write_result(
     module = result.module
     named = {CLASSES_KEY: json.dumps(result.classes)} if result.classes else None
     weights = to_safetensors(module, folder / "model.safetensors", named)
-    to_pt2(module, example, folder / "model.pt2")
+    to_pt2(module, example, folder / "model.pt2", keywords=result.analysis.program.keywords)
     write_report(result, folder)
     report = None
     if recipe.onnx:

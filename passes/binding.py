@@ -1,4 +1,8 @@
-"""Bind an example to ``forward``: which arguments are graph inputs and which are fixed."""
+"""Bind an example to ``forward``: which arguments are graph inputs, what they are called, and which are fixed.
+
+Inputs are in the order of ``forward``'s arguments, whatever the order of a mapping's keys; what only ``**kwargs`` takes
+comes last, in the order of the keys. Then a graph takes its inputs by position and by name as the network does.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -7,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec
 
 from fxfuse.errors import DataError, TraceError, nearest
 
@@ -24,6 +29,16 @@ class Bound:
         """The graph inputs."""
         return tuple(value for _, value in (*self.positional, *self.named) if isinstance(value, Tensor))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the graph inputs are called."""
+        return tuple(name for name, value in (*self.positional, *self.named) if isinstance(value, Tensor))
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """The graph inputs that are given by name; they come last."""
+        return tuple(name for name, value in self.named if isinstance(value, Tensor))
+
     def call(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments with ``tensors`` in the places of the bound ones."""
         rest = iter(tensors)
@@ -39,29 +54,50 @@ def bind(module: nn.Module, example: Any, name: str) -> Bound:
     """
     kwargs: Mapping[str, Any] = example if isinstance(example, Mapping) else {}
     args = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
-    return _bind(module, tuple(args), dict(kwargs), name)
+    return _bind(module, *_as_exported(module, tuple(args), dict(kwargs)), name)
+
+
+def _as_exported(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments as an exported program takes them: each either by position or by name, as it was exported."""
+    spec = getattr(module, "_in_spec", None)
+    if not isinstance(spec, TreeSpec) or spec.num_children != 2:
+        return args, kwargs
+    names = list(inspect.signature(module.forward).parameters)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if len(args) > len(names) or given.keys() != set(names):
+        return args, kwargs  # which the program refuses in its own words
+    count = spec.child(0).num_children
+    return tuple(given[name] for name in names[:count]), {name: given[name] for name in names[count:]}
 
 
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Bound:
     signature = inspect.signature(module.forward)
-    known = [p.name for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    loose = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    parameters = signature.parameters.values()
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    known = [p.name for p in parameters if p.kind not in stars]
+    loose = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     for key in kwargs:
         if key not in known and not loose:
-            raise DataError(f"{name}: {type(module).__name__}.forward has no argument {key!r}; {nearest(key, known)}")
+            raise DataError(
+                f"{name}: {type(module).__name__}.forward has no argument {key!r}; {nearest(key, known)}. "
+                "Of data that hold more, say by `inputs` which are to be taken"
+            )
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise DataError(
             f"{name}: the example does not fit {type(module).__name__}.forward{signature}: {error}"
         ) from None
-    names = [n for n in known if n in signature.parameters]
-    positional = tuple((names[i] if i < len(names) else f"input_{i}", v) for i, v in enumerate(args))
-    bound = Bound(positional, tuple(kwargs.items()), ())
+    positional = tuple(zip(_places(signature, len(args)), args, strict=True))
+    order = {key: place for place, key in enumerate(known)}
+    named = tuple(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
+    bound = Bound(positional, named, ())
     tensors = bound.tensors
     if not tensors:
         raise DataError(f"{name}: the example holds no tensor; give the tensors that forward takes")
-    for key, value in (*positional, *kwargs.items()):
+    for key, value in (*positional, *named):
         if isinstance(value, Mapping | list | tuple) and _holds_tensor(value):
             raise DataError(
                 f"{name}: argument {key!r} is a {type(value).__name__} of tensors; graph inputs must be tensors. "
@@ -73,8 +109,19 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name
             f"{name}: the first input must have a batch dimension with samples. Got shape {tuple(first.shape)}"
         )
     if first.shape[0] == 1:
-        return Bound(positional, tuple(kwargs.items()), ("the example held one sample; it was repeated",))
+        return Bound(positional, named, ("the example held one sample; it was repeated",))
     return bound
+
+
+def _places(signature: inspect.Signature, count: int) -> list[str]:
+    """What the first ``count`` positional arguments are called; those that ``*args`` takes are numbered."""
+    names: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            names.extend(f"{parameter.name}_{i}" for i in range(count - len(names)))
+    return names[:count]
 
 
 def _holds_tensor(value: Any) -> bool:

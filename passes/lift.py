@@ -12,7 +12,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,7 @@ def export_trace(module: nn.Module, bound: Bound) -> CanonicalModule:
         TraceError: the batch size is baked in. Errors of ``torch.export`` come through as they are.
     """
     program = _export(module, bound)
-    builder = _Builder(
-        module, program, [name for name, v in (*bound.positional, *bound.named) if isinstance(v, Tensor)]
-    )
+    builder = _Builder(module, program, bound.names)
     result = assemble(module, builder.build())
     try:
         probe(result, bound.tensors)
@@ -101,7 +99,7 @@ def _length(x: Any) -> Any:
 
 
 class _Builder:
-    def __init__(self, module: nn.Module, program: ExportedProgram, names: list[str]) -> None:
+    def __init__(self, module: nn.Module, program: ExportedProgram, names: Sequence[str]) -> None:
         self.module, self.program, self.names = module, program, names
         self.graph = fx.Graph()
         self.values: dict[fx.Node, Any] = {}

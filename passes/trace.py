@@ -43,8 +43,9 @@ def trace(
     Args:
         module: the trained network; copied, never changed.
         example: what ``forward`` takes: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-            Tensors become graph inputs, everything else (and every argument not given) is fixed at its value. The first
-            dimension of the first tensor is the batch; tensors with the same first dimension share it.
+            Tensors become graph inputs under the names of their arguments and in the order of ``forward``, everything
+            else (and every argument not given) is fixed at its value. The first dimension of the first input is the
+            batch; tensors with the same first dimension share it.
         name: how messages call this network.
         leaves: paths or class names of modules to keep as one opaque node.
         submodule: path of a module inside ``module``; only that one is traced, on the inputs that it receives when
@@ -82,7 +83,7 @@ def trace(
             continue
         notes = (*bound.notes, *_listed(failures), *program.notes)
         example = tuple(x.detach().clone() for x in at_batch(bound.tensors, max(2, bound.tensors[0].shape[0])))
-        return Program(name, program.module, example, program.front_end, notes)
+        return Program(name, program.module, example, program.front_end, notes, bound.keywords)
     raise TraceError(
         f"{name} cannot be turned into a graph. {'; '.join(_listed(failures))}. Name the module that cannot be "
         "followed as a leaf (leaves, --leaf), which keeps it whole, or take only a part of the network (submodule, "

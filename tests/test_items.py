@@ -29,6 +29,7 @@ Pair = namedtuple("Pair", ["image", "label"])
         ((X, ["a", "b"]), (X,), None, None),
         ({"x": X, "y": Y}, (X,), Y, None),
         ({"images": X, "labels": Y, "index": Y}, (X,), Y, None),
+        ({"x": X, "mask": X2, "y": Y}, (X, X2), Y, ("x", "mask")),
         ({"pixel_values": X, "label": Y}, (X,), Y, ("pixel_values",)),
         ({"input_ids": IDS, "attention_mask": IDS}, (IDS, IDS), None, ("input_ids", "attention_mask")),
         (({"a": X, "b": X2}, Y), (X, X2), Y, ("a", "b")),

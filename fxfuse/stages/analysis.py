@@ -5,15 +5,16 @@ module of the same graph.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from fxfuse.data import few_inputs
+from fxfuse.data import few_inputs, input_names
 from fxfuse.data_checks import check_labels
-from fxfuse.errors import DataError, TraceError, nearest
+from fxfuse.errors import DataError, MismatchError, TraceError, nearest
 from fxfuse.label_space import LabelSpace, class_count
+from fxfuse.naming import in_order
 from fxfuse.passes.axes import axes
 from fxfuse.passes.class_spaces import check_classes, check_same_classes, class_spaces, with_classes
 from fxfuse.passes.correspond import Correspondence, correspond
@@ -23,6 +24,7 @@ from fxfuse.passes.partition import partition
 from fxfuse.passes.resize import scale
 from fxfuse.passes.trace import trace
 from fxfuse.recipe import FrontEndChoice
+from fxfuse.samples import Samples
 from fxfuse.stages.arguments import Data, Job, Tracing
 from fxfuse.types import Analysis, Granularity, Program
 from fxfuse.weights import check_finite
@@ -70,11 +72,12 @@ def _check_leaves(module: nn.Module, leaves: Sequence[str], submodule: str | Non
 @dataclass(frozen=True, slots=True)
 class Matched:
     """The parents and the target, part by part, and the base model's tensors under the target's names, if it has one.
-    ``example`` is the batch that they were traced with."""
+    ``example`` is the batch that they were traced with; ``data`` have their inputs in the order of the target's."""
 
     pairs: Correspondence
     base: State | None
     example: Example
+    data: Data
     notes: tuple[str, ...]
 
 
@@ -101,14 +104,19 @@ def match_parents(
             bar.advance()
     if union is None:
         check_same_classes([analysis.program for analysis in analyses])
-    pairs = correspond(_target(target, analyses[0], shown, job.tracing, union), analyses)
+    aimed = _target(target, analyses[0], shown, job.tracing, union)
+    if isinstance(shown, Mapping):
+        _check_order([aimed.program, *(analysis.program for analysis in analyses)])
+    shown, data = _in_order(shown, data, aimed.program, job.tracing)
+    pairs = correspond(aimed, analyses)
     job.method.form.check(pairs, job.parents.shares)
     _check_labels(data, pairs.reference.program)
     state = None
     if base is not None:
         found = _analyse(base, "base", shown, job.tracing, job.parents.classes(0))
         state = reference_states(correspond(pairs.reference, [found]))[0]
-    return Matched(pairs, state, shown, (*_straight(job.tracing, shown, analyses[0]), *_notes(pairs.reference)))
+    notes = (*_straight(job.tracing, shown, analyses[0]), *_notes(pairs.reference))
+    return Matched(pairs, state, shown, data, notes)
 
 
 def _analyse(module: nn.Module, name: str, example: Example, tracing: Tracing, classes: int | None) -> Analysis:
@@ -136,6 +144,37 @@ def _shown(example: Example | None, data: Data) -> Example:
     if samples is None:
         raise DataError("there is nothing to trace the parents with: give calibration data, or example=")
     return few_inputs(samples)
+
+
+def _check_order(programs: Sequence[Program]) -> None:
+    """Samples are put into one order of inputs, which has to be every network's."""
+    first = programs[0]
+    for other in programs[1:]:
+        if other.inputs != first.inputs:
+            raise MismatchError(
+                f"{other.name} takes its inputs in the order {', '.join(other.inputs)}, {first.name} in the order "
+                f"{', '.join(first.inputs)}: give the forward methods one order, or a wrapper that has it"
+            )
+
+
+def _in_order(shown: Example, data: Data, target: Program, tracing: Tracing) -> tuple[Example, Data]:
+    """The example and the data as the target takes its inputs, by their names if they have any. Names of a whole
+    network's inputs say nothing about those of a part; a part takes what has other names by position."""
+    wanted, part = target.inputs, tracing.submodule is not None
+    if isinstance(shown, Mapping) and (not part or shown.keys() == set(wanted)):
+        shown = {name: shown[name] for name in wanted}
+
+    def ordered(samples: Samples | None, what: str) -> Samples | None:
+        if samples is None or (part and set(input_names(samples) or ()) != set(wanted)):
+            return samples
+        return in_order(samples, wanted, what)
+
+    made = replace(
+        data,
+        calibration=ordered(data.calibration, "calibration data"),
+        evaluation=ordered(data.evaluation, "evaluation data"),
+    )
+    return shown, made
 
 
 def _check_labels(data: Data, reference: Program) -> None:
