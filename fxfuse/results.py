@@ -12,7 +12,7 @@ from fxfuse.data import in_label_space, input_names, samples_from
 from fxfuse.device import pick_device
 from fxfuse.errors import DataError
 from fxfuse.export import OnnxReport, load_result, to_onnx
-from fxfuse.export_tools import arguments
+from fxfuse.export.tools import arguments
 from fxfuse.naming import in_order
 from fxfuse.output import check_file
 from fxfuse.passes.verify import score

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fxfuse.errors import OutputError
-from fxfuse.export_tools import at_least_two, batched, differences, first_line, random_inputs, staged
+from fxfuse.export.tools import at_least_two, batched, differences, first_line, random_inputs, staged
 
 GENERATOR = torch.Generator().manual_seed(0)
 

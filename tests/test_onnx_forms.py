@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxfuse.export import exported, to_onnx
-from fxfuse.onnx_forms import adaptive_average, attention, with_forms
+from fxfuse.export.onnx_forms import adaptive_average, attention, with_forms
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 4), (5, 5, 2), (5, 7, 3), (6, 1, 9)])

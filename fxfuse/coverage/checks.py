@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fxfuse.coverage.entry import Entry
 from fxfuse.export import to_onnx, to_pt2
-from fxfuse.export_tools import differences, outputs, quiet
+from fxfuse.export.tools import differences, outputs, quiet
 from fxfuse.layouts import spaces_in
 from fxfuse.methods import group_parents
 from fxfuse.models_zoo.randomise import randomise

@@ -23,7 +23,7 @@ from fxfuse.coverage.checks import COLUMNS, CheckError, Column, Subject
 from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import LEFT, Outcome, Record, place
 from fxfuse.errors import FuseError
-from fxfuse.export_tools import first_line
+from fxfuse.export.tools import first_line
 from fxfuse.lifeline import end_with_driver
 
 GIB = 2**30
