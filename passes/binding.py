@@ -82,7 +82,7 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name
         if key not in known and not loose:
             raise DataError(
                 f"{name}: {type(module).__name__}.forward has no argument {key!r}; {nearest(key, known)}. "
-                "Of data that hold more, say by `inputs` which are to be taken"
+                "Of data that hold more than the network takes, say by `inputs` what it takes"
             )
     try:
         signature.bind(*args, **kwargs)

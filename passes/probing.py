@@ -95,13 +95,23 @@ class Prober:
             self.busy = was
 
     def _run_for_real(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        def stand_in(fake: Tensor) -> Tensor:
-            floating = fake.is_floating_point()
-            return (torch.randn if floating else torch.zeros)(fake.shape, dtype=fake.dtype, device=fake.device)
+        """On stand-ins for the data: integers are 0, which every table has, or 1, which every length may be."""
 
-        args, kwargs = tree_map_only(Tensor, stand_in, (args, kwargs))
-        with torch.no_grad():
-            return tree_map_only(Tensor, self.mode.from_tensor, call(*args, **kwargs))
+        def stand_in(fake: Tensor, number: int) -> Tensor:
+            if fake.is_floating_point():
+                return torch.randn(fake.shape, dtype=fake.dtype, device=fake.device)
+            return torch.full(fake.shape, number, dtype=fake.dtype, device=fake.device)
+
+        failure: Exception | None = None
+        for number in (0, 1):
+            real_args, real_kwargs = tree_map_only(Tensor, lambda t, n=number: stand_in(t, n), (args, kwargs))
+            try:
+                with torch.no_grad():
+                    return tree_map_only(Tensor, self.mode.from_tensor, call(*real_args, **real_kwargs))
+            except Exception as error:  # the user's code may raise anything
+                failure = failure or error
+        assert failure is not None
+        raise failure
 
 
 _SAME_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)

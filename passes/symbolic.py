@@ -26,6 +26,7 @@ from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
 from fxfuse.passes.lengths import traced_lengths
 from fxfuse.passes.normalizing.constants import constant_value
 from fxfuse.passes.openers import OPENERS, functional_attention
+from fxfuse.passes.packing import is_padded
 from fxfuse.passes.probing import PROBE, Prober
 
 Binding = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, Any], ...]]
@@ -176,9 +177,12 @@ class ValueTracer(fx.Tracer):
         self.prober = prober
         self.binding = binding
         self.leaves = frozenset(leaves)
+        self.opened: nn.Module | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """``torch.nn`` layers with state, and what the user named by path or class."""
+        if m is self.opened:
+            return False
         named = module_qualified_name in self.leaves or type(m).__name__ in self.leaves
         return named or is_torch_leaf(m)
 
@@ -208,6 +212,12 @@ class ValueTracer(fx.Tracer):
         paths = self.submodule_paths or {}
         if self.prober.busy or m not in paths:
             return forward(*args, **kwargs)
+        if isinstance(m, nn.RNNBase) and args and is_padded(args[0]):
+            self.opened = m
+            try:
+                return super().call_module(m, forward, args, kwargs)
+            finally:
+                self.opened = None
         opener = OPENERS.get(type(m))
         if opener is not None and not self.is_leaf_module(m, paths[m]):
             return super().call_module(m, functools.partial(opener, m), args, kwargs)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from fxfuse.errors import DataError, TraceError
@@ -22,6 +22,7 @@ from fxfuse.passes.checking import check_equal, outputs_at, random_like
 from fxfuse.passes.graphs import CanonicalModule, assemble, copied, is_torch_leaf
 from fxfuse.passes.lift import export_trace
 from fxfuse.passes.normalize import normalize
+from fxfuse.passes.packing import padded_sequences
 from fxfuse.passes.probing import LANES, PROBE, at_batch, clear_probes
 from fxfuse.passes.symbolic import is_user_file, symbolic_trace
 from fxfuse.types import FrontEnd, Program
@@ -133,16 +134,19 @@ def _attempts(front_end: str) -> list[Attempt]:
 def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """Symbolic tracing."""
     module = copied(module, share=True)  # tracing may leave marks on it, and other front ends may have to try again
-    graph, prober = symbolic_trace(module, bound.tensors, (bound.positional, bound.named), leaves)
+    with padded_sequences(lambda x: isinstance(x, fx.Proxy)) as notes:
+        graph, prober = symbolic_trace(module, bound.tensors, (bound.positional, bound.named), leaves)
     result = assemble(module, graph)
     result.meta[PROBE] = prober
-    return _finish(result, bound, "fx", ())
+    return _finish(result, bound, "fx", tuple(notes))
 
 
 def torch_export(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """``torch.export`` with a dynamic batch."""
     del leaves
-    return _finish(export_trace(copied(module, share=True), bound), bound, "export", ())
+    with padded_sequences(lambda x: isinstance(x, Tensor)) as notes:
+        result = export_trace(copied(module, share=True), bound)
+    return _finish(result, bound, "export", tuple(notes))
 
 
 def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
