@@ -6,19 +6,21 @@ cannot run without data: everything that it touches is pinned, and what comes ou
 """
 
 import copy
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import decomposition_table
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxfuse.errors import GraphError
 from fxfuse.label_space import class_axis
 from fxfuse.passes.algebra import check_owners
 from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, tensors_in
 from fxfuse.passes.graphs import attribute, target_name
+from fxfuse.passes.normalizing.constants import reads_shape_only
 from fxfuse.passes.variables import Dims, expand, fresh, pin, settle, size_of
 from fxfuse.types import Program
 
@@ -26,13 +28,15 @@ from fxfuse.types import Program
 class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Attaches meanings to the outputs of every operator that runs while it is active.
 
-    ``node`` is the graph node at work; ``opaque`` lists (operator, node, reason) without repetition.
+    ``node`` is the graph node at work; ``silent`` where nothing but the shape of its value is read, so that what it does
+    says nothing; ``opaque`` lists (operator, node, reason) without repetition.
     """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.trace = trace
         self.node = ""
+        self.silent = False
         self.opaque: dict[tuple[str, str], str] = {}
         self.shapes: dict[Any, tuple[bool, list[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]]] = {}
 
@@ -50,6 +54,8 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = _without_device(func, args, kwargs or {})
+        if self.silent:
+            return func(*args, **kwargs)
         rule = rule_for(func)
         if rule is None:
             return self._without_rule(func, args, kwargs)
@@ -173,10 +179,11 @@ class Interpreter(fx.Interpreter):
         self.constant: dict[str, Dims] = {}
         """Values that parameters alone make: no batch, but neurons all the same."""
         self.failed = 0
+        self.unread = shape_only(module.graph)
 
     def run_node(self, n: fx.Node) -> Any:
         """One node; a failure makes it opaque."""
-        self.mode.node = n.name
+        self.mode.node, self.mode.silent = n.name, n in self.unread
         if n.op == "output":
             result = super().run_node(n)
             for tensor in tensors_in(result):
@@ -233,6 +240,21 @@ class Interpreter(fx.Interpreter):
         return result
 
 
+def shape_only(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of whose values nobody reads more than the shape: ``torch.ones_like(x[:, :1])`` cuts nothing."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        writes = node.target is operator.setitem or str(getattr(node.target, "__name__", node.target)).endswith("_")
+        if node.op in {"call_function", "call_method"} and node.users and not writes:
+            if all(user in found or (user.args[:1] == (node,) and _asks_shape(user, node)) for user in node.users):
+                found.add(node)
+    return found
+
+
+def _asks_shape(user: fx.Node, node: fx.Node) -> bool:
+    return user.target is not getattr and user.all_input_nodes.count(node) == 1 and reads_shape_only(user)
+
+
 @dataclass(slots=True)
 class Shapes:
     """Shapes of node values by a real run on the example, made only if some node needs them."""
@@ -245,7 +267,7 @@ class Shapes:
         """Meta tensors shaped like the node's value, for the abstract batch size."""
         if self.found is None:
             recorder = _Recorder(self.program.module)
-            with torch.no_grad():
+            with torch.no_grad(), _disable_current_modes():
                 recorder.run(*self.program.example)
             self.found = recorder.seen
         real = batch_of(self.program)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fxfuse.passes.abstract import Interpreter, Mode, Shapes, batch_of, on_meta
 from fxfuse.passes.axis_rules.core import Meaning, Trace
+from fxfuse.passes.constant_axes import constant_dims
 from fxfuse.passes.resolution import layout_of, leaves, tidy
 from fxfuse.passes.variables import UNSET, Dims, Factor, Var, expand, find, fresh, inside, owner, pin, settle
 from fxfuse.types import Axes, Layout, Leaf, Opaque, Program, Space, TensorAxes
@@ -120,6 +121,7 @@ def _state(module: nn.Module, meta: nn.Module, mode: Mode) -> dict[str, Meaning]
     out: dict[str, Meaning] = {}
     seen: dict[int, Meaning] = {}
     named = [*meta.named_parameters(remove_duplicate=False), *meta.named_buffers(remove_duplicate=False)]
+    constants = {n: x for n, x in module.named_buffers(remove_duplicate=False) if n not in persistent}
     for name, tensor in named:
         if id(tensor) not in seen:
             free = name in persistent and (tensor.is_floating_point() or tensor.is_complex())
@@ -127,6 +129,8 @@ def _state(module: nn.Module, meta: nn.Module, mode: Mode) -> dict[str, Meaning]
                 [] if n == 1 else [Factor(Var(n, pinned=not free, outer=UNSET), (name, i))]
                 for i, n in enumerate(tensor.shape)
             ]
+            if name in constants:
+                dims = constant_dims(constants[name])
             seen[id(tensor)] = Meaning(dims, stored=free)
             mode.attach(tensor, seen[id(tensor)])
         if name in persistent:

@@ -29,7 +29,8 @@ def widened(x: Tensor) -> Tensor:
 def doubled(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of ``module`` that computes in double precision whatever types its graph names."""
     twin = copy.deepcopy(module)
-    twin._apply(widened)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with torch.no_grad():  # a buffer may require gradients
+        twin._apply(widened)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for node in twin.graph.nodes:
         node.args, node.kwargs = (fx.node.map_aggregate(tree, _wider) for tree in (node.args, node.kwargs))
         if node.op == "call_method":

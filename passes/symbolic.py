@@ -275,19 +275,26 @@ _FACTORIES = words(
     "zeros ones full empty arange linspace eye rand randn tensor scalar_tensor tril_indices triu_indices as_tensor"
 )
 
+_METHODS = words("expand new_zeros new_ones new_empty")
+"""Methods of tensors whose arguments torch reads before it asks whether one of them is a proxy."""
+
 
 @contextlib.contextmanager
 def recording(tracer: ValueTracer) -> Iterator[None]:
     """Record tensor factories with proxied sizes, and trace through functions that ``fx.wrap`` would hide."""
     originals = {name: getattr(torch, name) for name in _FACTORIES}
 
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+    methods = {name: getattr(torch.Tensor, name) for name in _METHODS}
+
+    def wrap(original: Callable[..., Any], method: str | None = None) -> Callable[..., Any]:
+        kind, target = ("call_function", original) if method is None else ("call_method", method)
+
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             found: list[fx.Proxy] = []
             fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else a)
             if found and not tracer.prober.busy:
-                return tracer.create_proxy("call_function", original, args, kwargs)
+                return tracer.create_proxy(kind, target, args, kwargs)
             return original(*args, **kwargs)
 
         return wrapper
@@ -310,6 +317,8 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
             del wrapped[key]
         for name, original in originals.items():
             setattr(torch, name, wrap(original))
+        for name, original in methods.items():
+            setattr(torch.Tensor, name, wrap(original, name))
         for name, original in types.items():
             setattr(torch, name, limits(original))
         F.multi_head_attention_forward = opened
@@ -317,6 +326,8 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
     finally:
         F.multi_head_attention_forward = attention
         wrapped.update(hidden)
+        for name in methods:
+            delattr(torch.Tensor, name)  # they are inherited
         for name, original in {**originals, **types}.items():
             setattr(torch, name, original)
 

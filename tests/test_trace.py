@@ -226,6 +226,23 @@ def test_a_submodule_is_traced_on_what_it_receives():
         trace(model, [torch.randn(3, 8, 8)], submodule="backbon")
 
 
+class Repeated(nn.Module):
+    """Constants with as many rows as there are samples, in methods that ask torch for numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = torch.eye(4)[None].expand(x.shape[0], -1, -1)
+        start = torch.ones(()).new_zeros(x.shape[0], 4) + torch.ones(()).new_ones((x.size(0), 4))
+        return start + torch.bmm(table, x.unsqueeze(2)).squeeze(2)
+
+
+def test_constants_repeated_for_every_sample_are_followed_by_torch_fx():
+    model = Repeated()
+    program = trace(model, torch.randn(2, 4), front_end="fx")
+    assert not any("opaque" in note for note in program.notes)
+    assert_faithful(model, program.module, (torch.randn(7, 4),))
+    assert "expand" not in vars(Tensor)  # what is inherited is inherited again
+
+
 class DataBranch(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -282,12 +282,15 @@ def _amplified(program: Program) -> float:
 
 
 def _at_birth(axes: Axes) -> dict[int, tuple[str, ...]]:
-    """For each space the first value that shows it, before the nodes on which it is observed anyway."""
+    """For each space the first value that shows it, before the nodes on which it is observed anyway: those on which it
+    is contracted, or the last that shows it."""
     born: dict[int, str] = {}
+    last: dict[int, str] = {}
     for name, meaning in axes.values.items():
         for space in (number for layout in meaning.dims for number in spaces_in(layout)):
             born.setdefault(space, name)
-    return {space: tuple(dict.fromkeys((name, *axes.observed.get(space, ())))) for space, name in born.items()}
+            last[space] = name
+    return {s: tuple(dict.fromkeys((name, *axes.observed.get(s, (last[s],))))) for s, name in born.items()}
 
 
 def _data(entry: Entry) -> Any:

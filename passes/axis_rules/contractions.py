@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from fxfuse.passes.algebra import disown, free_of, regroup, unify, unify_all
-from fxfuse.passes.axis_rules.core import Call, axis_rule, disown_but, own
+from fxfuse.passes.axis_rules.core import Call, at, axis_rule, disown_but, own
 from fxfuse.passes.axis_rules.pointwise import broadcast
 from fxfuse.passes.variables import Dim, Dims, Var, expand, fresh, inside, owner, pin, settle, size_of
 
@@ -53,13 +53,15 @@ def inner(call: Call) -> Dims:
 
 def _matmul(call: Call, left: Tensor, right: Tensor) -> Dims:
     a, b = call.of(left), call.of(right)
-    for tensor, dims in ((left, a), (right, b)):
-        if call.meaning(tensor).stored and len(dims) > 2:  # a matrix for every index of what stands before
-            own(dims[-2], dims[-3])
-            own(dims[-1], dims[-3])
     row = a[-2:-1] if len(a) > 1 else []
     column = b[-1:] if len(b) > 1 else []
     k_a, k_b = a[-1], b[-2] if len(b) > 1 else b[-1]
+    for tensor, dims, other in ((left, a, k_b), (right, b, k_a)):
+        if call.meaning(tensor).stored and len(dims) > 2:  # a matrix for every index of what stands before
+            summed = k_a if dims is a else k_b
+            for dim in dims[-2:]:  # what is summed has the owner that it has in the other operand, if it has one there
+                if dim is not summed or not any(owner(f.var) for f in expand(other)):
+                    own(dim, dims[-3])
     batch_a, batch_b = a[:-2], b[:-2]
     batch = broadcast([batch_a, batch_b])
     count = min(len(batch_a), len(batch_b))
@@ -168,7 +170,7 @@ def bilinear(call: Call) -> Dims:
     call.contract(call.args[1], z[-1])
     call.contract(call.args[2], weight[1])
     call.contract(call.args[2], weight[2])
-    out = [*x[:-1], weight[0]]
+    out = [*broadcast([x[:-1], z[:-1]]), weight[0]]
     free_of(out, [x[-1], z[-1]])
     bias = call.argument(3, "bias")
     _add_bias(out, None if bias is None else call.of(bias))
@@ -192,7 +194,7 @@ def cdist(call: Call) -> Dims:
 
 @axis_rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "convolution_overrideable")
 def convolution(call: Call) -> Dims:
-    """Channels are contracted group by group; positions are never neurons."""
+    """Channels are contracted group by group; kernels look at the order of positions."""
     transposed = bool(call.named("transposed", False))
     return _convolution(call, transposed)
 
@@ -207,22 +209,33 @@ def _convolution(call: Call, transposed: bool) -> Dims:
     x, weight = call.dims(0), call.dims(1)
     groups = call.named("groups", 1)
     spatial = len(weight) - 2
-    for dim in [*x[len(x) - spatial :], *weight[2:]]:
+    places = _convolved(call, x[len(x) - spatial :])
+    for dim in weight[2:]:
         pin(dim)
-    at = len(x) - spatial - 1
+    channels = len(x) - spatial - 1
     if groups == 1:
         into, outof = (0, 1) if transposed else (1, 0)
-        call.join(x[at], weight[into])
-        call.product(call.args[0], x[at], call.args[1], weight[into])
+        call.join(x[channels], weight[into])
+        call.product(call.args[0], x[channels], call.args[1], weight[into])
         out = expand(weight[outof])
     else:
-        out = _grouped(call, x[at], weight, groups, transposed)
-    if groups == 1:
-        free_of([*x[:at], out], [x[at]])
-    dims = [*x[:at], out, *(fresh(n, pinned=True) for n in call.shape()[at + 1 :])]
+        out = _grouped(call, x[channels], weight, groups, transposed)
+    free_of(places if groups > 1 else [*x[:channels], out, *places], [x[channels]])
+    dims = [*(expand(dim) for dim in [*x[:channels], out, *places])]
     bias = call.argument(2, "bias")
-    _add_bias(dims, None if bias is None else call.of(bias), at)
+    _add_bias(dims, None if bias is None else call.of(bias), channels)
     return dims
+
+
+def _convolved(call: Call, places: Dims) -> Dims:
+    """What becomes of positions: a kernel of one number that steps by one takes each as it stands."""
+    out: Dims = []
+    for k, (dim, size) in enumerate(zip(places, call.shape()[-len(places) :], strict=True)):
+        one = call.args[1].shape[2 + k] == 1 and size == size_of(dim) and at(call.named("stride", 1), k) == 1
+        if not one:  # a kernel of one number that keeps their number does not pad
+            pin(dim)
+        out.append(dim if one else fresh(size, pinned=True))
+    return out
 
 
 def _grouped(call: Call, channels: Dim, weight: Dims, groups: int, transposed: bool) -> Dim:

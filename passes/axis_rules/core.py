@@ -189,6 +189,11 @@ def positive(dim: int, rank: int) -> int:
     return dim + rank if dim < 0 else dim
 
 
+def at(value: Any, k: int) -> Any:
+    """An argument for the ``k``-th spatial dimension: one for each, or one for all."""
+    return value[k if len(value) > 1 else 0] if isinstance(value, tuple | list) else value
+
+
 def dimensions(value: Any, rank: int) -> list[int]:
     """A ``dim`` argument as a list of dimension numbers; none given means all."""
     if value is None or (isinstance(value, tuple | list) and not value):

@@ -33,9 +33,11 @@ def scatter_slice(call: Call) -> Dims:
 
 @axis_rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(call: Call) -> list[Dims]:
-    """Rows of a table, combined bag by bag and column by column."""
-    table = call.dims(0)
-    pin(table[0])
+    """Rows of a table, combined bag by bag and column by column; what names the rows, the bags and their weights is a
+    list."""
+    table, *lists = (call.of(t) for t in call.tensors())
+    for dim in (table[0], *(dim for dims in lists for dim in dims)):
+        pin(dim)
     first, *others = call.result
     return [
         [fresh(first.shape[0], pinned=True), table[1]],

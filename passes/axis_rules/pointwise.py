@@ -1,8 +1,10 @@
 """Operators that act on every element alone, and those that treat the elements of a dimension alike."""
 
+from torch import Tensor
+
 from fxfuse.passes.algebra import free_of, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions
-from fxfuse.passes.variables import Dim, Dims, expand, fresh, pin
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, pin
 
 
 def broadcast(operands: list[Dims]) -> Dims:
@@ -148,7 +150,7 @@ def constant(call: Call) -> Dims:
 
 
 @axis_rule(
-    "arange", "linspace", "logspace", "eye", "randn", "rand", "randint", "randperm", "rand_like", "randn_like",
+    "arange", "linspace", "logspace", "randn", "rand", "randint", "randperm", "rand_like", "randn_like",
     "normal", "bernoulli", "uniform", "tril_indices", "triu_indices", "hann_window", "randint_like", "exponential",
 )  # fmt: skip
 def pinned_values(call: Call) -> Dims:
@@ -157,6 +159,22 @@ def pinned_values(call: Call) -> Dims:
         for dim in call.of(tensor):
             pin(dim)
     return [fresh(n, pinned=True) for n in call.shape()]
+
+
+@axis_rule("eye")
+def identity(call: Call) -> Dims:
+    """The same whatever the order of both sides, if they have one order."""
+    rows, columns = call.shape()
+    side: Dim = [Factor(Var(rows))] if rows > 1 else []
+    return [side, list(side)] if rows == columns else [fresh(n, pinned=True) for n in (rows, columns)]
+
+
+@axis_rule("bucketize")
+def bucketize(call: Call) -> Dims:
+    """Every element alone by a list of borders."""
+    for dim in call.dims(1):
+        pin(dim)
+    return call.dims(0) if isinstance(call.args[0], Tensor) else []
 
 
 @axis_rule("tril", "triu")

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fxfuse.passes.algebra import concat, unify
+from fxfuse.passes.algebra import concat, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, own
 from fxfuse.passes.axis_rules.shapes import prepare_cuts, slice_dims
-from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, join_product, pin, size_of
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, join_product, pin, size_of
 
 
 @axis_rule("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -18,8 +18,10 @@ def recurrent(call: Call) -> list[Dims]:
         return _recurrent_packed(call)
     x = call.dims(0)
     has_biases, layers, bidirectional = call.args[3], call.args[4], call.args[7]
-    pin(x[1 if call.args[8] and len(x) == 3 else 0])
-    return _recurrent(call, x, list(call.args[2]), has_biases, layers, bidirectional, call.args[1])
+    time = 1 if call.args[8] and len(x) == 3 else 0
+    pin(x[time])
+    batch = [x[1 - time]] if len(x) == 3 else []
+    return _recurrent(call, x, batch, list(call.args[2]), has_biases, layers, bidirectional, call.args[1])
 
 
 def _recurrent_packed(call: Call) -> list[Dims]:
@@ -27,12 +29,22 @@ def _recurrent_packed(call: Call) -> list[Dims]:
     x = call.dims(0)
     pin(x[0])
     has_biases, layers, bidirectional = call.args[4], call.args[5], call.args[8]
-    return _recurrent(call, x, list(call.args[3]), has_biases, layers, bidirectional, call.args[2])
+    state = call.args[2][0] if isinstance(call.args[2], tuple | list) else call.args[2]
+    batch = [fresh(state.shape[1], pinned=True)]
+    return _recurrent(call, x, batch, list(call.args[3]), has_biases, layers, bidirectional, call.args[2])
 
 
 def _recurrent(
-    call: Call, x: Dims, params: list[Tensor], has_biases: bool, layers: int, bidirectional: bool, state: Any
+    call: Call,
+    x: Dims,
+    batch: Dims,
+    params: list[Tensor],
+    has_biases: bool,
+    layers: int,
+    bidirectional: bool,
+    state: Any,
 ) -> list[Dims]:
+    """``batch`` holds the dimension of samples, which the states have too, if there is one."""
     states = list(state) if isinstance(state, tuple | list) else [state]
     inputs, directions = x[-1], 2 if bidirectional else 1
     width = len(params) // (layers * directions)
@@ -48,11 +60,11 @@ def _recurrent(
         inputs = concat([out for out, _ in outs]) if directions == 2 else outs[0][0]
         read = None
     for which, given in enumerate(states):
+        unify_all([(dim, call.of(given)[1]) for dim in batch])
         _initial_state(call, given, [pair[which] for pair in ends])
     out: list[Dims] = [[*(expand(dim) for dim in x[:-1]), expand(inputs)]]
-    batch = [x[1 if x[0] and x[0][0].var.pinned and not call.named("batch_first") else 0]] if len(x) == 3 else []
     for which in range(len(call.result) - 1):
-        out.append(_final_state([pair[which] for pair in ends], batch))
+        out.append(_final_state([pair[which] for pair in ends], [expand(dim) for dim in batch]))
     return out
 
 
@@ -119,7 +131,7 @@ def recurrent_cell(call: Call) -> Dims | list[Dims]:
     out, unit = _cell(call, x[-1], params, False, states[0].shape[-1], call.args[0])
     for state in states:
         dims = call.of(state)
-        unify(dims[-1], unit)
+        unify_all([*zip(x[:-1], dims[:-1], strict=True), (dims[-1], unit)])
         call.contract(state, dims[-1])
-    result: Dims = [*x[:-1], expand(out)]
+    result: Dims = [*(expand(dim) for dim in x[:-1]), expand(out)]
     return [result, result] if isinstance(call.result, tuple | list) else result

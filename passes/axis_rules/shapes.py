@@ -73,10 +73,9 @@ def real_and_imaginary(call: Call) -> Dims:
 def squeeze(call: Call) -> Dims:
     """Dimensions of size 1 go."""
     x = call.dims(0)
-    shape = list(call.args[0].shape)
     named = call.named("dim") if len(call.args) > 1 or "dim" in call.kwargs else None
     gone = set(dimensions(named, len(x)))
-    return [dim for i, dim in enumerate(x) if not (i in gone and shape[i] == 1)]
+    return [dim for i, dim in enumerate(x) if not (i in gone and size_of(dim) == 1)]
 
 
 @axis_rule("unsqueeze")
@@ -280,8 +279,8 @@ def prepare_cuts(dim: Dim, borders: list[int]) -> None:
         cut(factors[0].var, [border // inner for border in borders])
 
 
-@axis_rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit", "vsplit",
-           "split_copy", "split_with_sizes_copy", "unsafe_split_with_sizes")  # fmt: skip
+@axis_rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_copy",
+           "split_with_sizes_copy", "unsafe_split_with_sizes")  # fmt: skip
 def split(call: Call) -> list[Dims]:
     """Consecutive runs of indices."""
     x = call.dims(0)

@@ -3,9 +3,9 @@
 import re
 
 from fxfuse.passes.algebra import free_of, regroup, unify_all
-from fxfuse.passes.axis_rules.core import Call, axis_rule, positive
+from fxfuse.passes.axis_rules.core import Call, at, axis_rule, positive
 from fxfuse.passes.axis_rules.shapes import pinned_out
-from fxfuse.passes.variables import Dims, fresh, pin, size_of
+from fxfuse.passes.variables import Dims, expand, fresh, pin, size_of
 
 _RANK = re.compile(r"(\d)d")
 
@@ -18,8 +18,8 @@ _RANK = re.compile(r"(\d)d")
     *(f"{kind}_pad{rank}d" for kind in ("reflection", "replication") for rank in (1, 2, 3)),
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "fractional_max_pool2d", "fractional_max_pool3d",
     "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
-    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d",
-    "mkldnn_max_pool2d", "quantized_max_pool2d", "max_unpool2d", "max_unpool3d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d", "quantized_max_pool2d",
+    "max_unpool2d", "max_unpool3d",
 )  # fmt: skip
 def windows(call: Call) -> Dims | list[Dims]:
     """The spatial dimensions come out as new positions."""
@@ -27,19 +27,52 @@ def windows(call: Call) -> Dims | list[Dims]:
     found = _RANK.search(name)
     rank = int(found.group(1)) if found else len(call.shape()) - 2
     x = call.dims(0)
-    for dim in x[len(x) - rank :]:
-        pin(dim)
+    places = _pooled(call, x[len(x) - rank :])
     for tensor in call.tensors()[1:]:
         other = call.of(tensor)
-        if "max_unpool" in name:  # indices of positions, channel by channel
+        if "max_unpool" in name or "fractional" in name:  # indices or draws, channel by channel
             unify_all(zip(x[: len(x) - rank], other[: len(x) - rank], strict=True))
             other = other[len(x) - rank :]
         for dim in other:
             pin(dim)
     free_of(x[: len(x) - rank], x[len(x) - rank :])
-    shape = call.shape()
-    out = [*x[: len(x) - rank], *(fresh(n, pinned=True) for n in shape[len(x) - rank :])]
-    return [out for _ in call.result] if isinstance(call.result, tuple | list) else out
+    out = [*(expand(dim) for dim in [*x[: len(x) - rank], *places])]
+    if not isinstance(call.result, tuple | list):
+        return out
+    call.points[1] = x[len(x) - rank :]  # where the largest stood
+    return [out for _ in call.result]
+
+
+def _pooled(call: Call, places: Dims) -> Dims:
+    """What becomes of rows and columns. Windows that tile a dimension treat their own places alike; all others, and
+    resampling and padding, look at the order."""
+    sizes = call.shape()[-len(places) :]
+    adaptive, kernel = call.named("output_size"), call.named("kernel_size")
+    pools = "_pool" in call.function._schema.name and "fractional" not in call.function._schema.name
+    out: Dims = []
+    for k, (dim, size) in enumerate(zip(places, sizes, strict=True)):
+        window = size_of(dim) // size
+        tiles = pools and size * window == size_of(dim)
+        if tiles and adaptive is None:
+            stride = at(call.named("stride") or kernel, k)
+            tiles = (at(kernel, k), stride) == (window, window) and at(call.named("padding", 0), k) == 0
+        pieces = regroup(dim, [size, window]) if tiles and not all(f.var.pinned for f in dim) else None
+        if pieces is None:
+            pin(dim)
+        out.append(fresh(size, pinned=True) if pieces is None else pieces[0])
+    return out
+
+
+@axis_rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+def grid_sampler(call: Call) -> Dims:
+    """Each sample is read at its own places: both have the same samples, and the places come out in the grid's order,
+    whatever that is. Rows, columns and coordinates keep theirs."""
+    x, grid = call.dims(0), call.dims(1)
+    for dim in (*x[2:], grid[-1]):
+        pin(dim)
+    unify_all([(x[0], grid[0])])
+    free_of([*x[:2], *grid[1:-1]], [*x[2:], grid[-1]])
+    return [expand(x[0] or grid[0]), expand(x[1]), *(expand(dim) for dim in grid[1:-1])]
 
 
 @axis_rule("unfold")

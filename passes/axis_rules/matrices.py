@@ -1,0 +1,75 @@
+"""Operators on square matrices as wholes, by what they do to ``P A Q'`` with permutations ``P`` and ``Q``.
+
+The inverse turns them over, ``(P A Q')^-1 = Q A^-1 P'``. Powers, the exponential, the determinant and the trace are the
+same in every basis: there both sides must have one order. A parameter keeps its order: these functions of it could be
+permuted, but not merged.
+"""
+
+from fxfuse.passes.algebra import free_of, unify, unify_all
+from fxfuse.passes.axis_rules.core import Call, axis_rule, disown_but
+from fxfuse.passes.axis_rules.pointwise import broadcast
+from fxfuse.passes.variables import Dims, expand, fresh, pin
+
+
+@axis_rule("linalg_inv", "inverse", "linalg_inv_ex", "linalg_pinv")
+def inverse(call: Call) -> Dims | list[Dims]:
+    """Rows become columns; so with the pseudo-inverse of any matrix."""
+    *batch, rows, columns = _matrices(call)
+    out = [*(expand(dim) for dim in batch), expand(columns), expand(rows)]
+    return [out, out[:-2]] if isinstance(call.result, tuple | list) else out
+
+
+@axis_rule("linalg_solve", "linalg_solve_ex", "_linalg_solve_ex")
+def solve(call: Call) -> Dims | list[Dims]:
+    """``A^-1 B``, or ``B A^-1``: what meets the rows of one side comes out as the columns of the other."""
+    *batch, rows, columns = _matrices(call)
+    b, left = call.dims(1), call.named("left", True)
+    vector = call.args[1].ndim == 1 or (len(batch) + 1 == len(b) and call.args[1].shape == call.args[0].shape[:-1])
+    at = -1 if vector or not left else -2
+    met, out = (rows, columns) if left else (columns, rows)
+    other = b[: -1 if vector else -2]
+    unify_all([*zip(batch[::-1], other[::-1], strict=False), (met, b[at])])
+    shared = {f.var for dim in batch for f in expand(dim)}
+    disown_but(met, shared)
+    disown_but(out, shared)
+    result = [*broadcast([batch, other]), *([] if vector else b[-2:])]
+    if vector:
+        result.append(out)
+    else:
+        result[at] = out
+    free_of([*result[: len(result) + at], *result[len(result) + at + 1 :]], [met])
+    if not isinstance(call.result, tuple | list):
+        return [expand(dim) for dim in result]
+    for k in range(1, len(call.result)):
+        call.points[k] = [rows, columns]  # the factors depend on the order; hardly anybody reads them
+    return [
+        [expand(dim) for dim in result],
+        *([fresh(n, pinned=True) for n in call.result[k].shape] for k in range(1, len(call.result))),
+    ]
+
+
+@axis_rule("linalg_matrix_exp", "matrix_exp", "matrix_power", "linalg_matrix_power")
+def function_of_matrix(call: Call) -> Dims:
+    """A power series in the matrix."""
+    *batch, rows, columns = _matrices(call)
+    unify(rows, columns)
+    return [*(expand(dim) for dim in batch), expand(rows), expand(columns)]
+
+
+@axis_rule("linalg_det", "det", "logdet", "linalg_slogdet", "slogdet", "trace")
+def invariant(call: Call) -> Dims | list[Dims]:
+    """A number for each matrix; another order of one side alone would turn its sign, or change it."""
+    *batch, rows, columns = _matrices(call)
+    unify(rows, columns)
+    out = [expand(dim) for dim in batch]
+    return [out for _ in call.result] if isinstance(call.result, tuple | list) else out
+
+
+def _matrices(call: Call) -> Dims:
+    """The operand's dimensions. Every element of the result depends on all rows and all columns."""
+    *batch, rows, columns = x = call.dims(0)
+    for dim in x if call.meaning(call.args[0]).stored else ():
+        pin(dim)
+    free_of([*batch, columns], [rows])
+    free_of([*batch, rows], [columns])
+    return x
