@@ -1,6 +1,8 @@
 """``python -m fxfuse`` is ``fxfuse``."""
 
+import sys
+
 from fxfuse.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
