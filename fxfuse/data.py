@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ class _Reading:
     narrow: bool = False
 
     def picker(self, single: bool) -> Picker:
-        """Labels that only serve to choose a balanced part are read here and dropped after the choice."""
-        balanced = self.labels is False and self.limit is not None and self.limit.how == "balanced"
+        """Labels that only serve to choose a part are read here and dropped after the choice."""
+        balanced = self.labels is False and self.limit is not None and self.limit.how in (None, "balanced")
         return Picker(self.inputs, True if balanced else self.labels, single)
 
 
@@ -102,10 +102,15 @@ def few_inputs(samples: Samples, count: int = 3) -> tuple[Tensor, ...] | dict[st
     return inputs if names is None else dict(zip(names, inputs, strict=True))
 
 
+def items_of(samples: Samples) -> object:
+    """The data set that the samples are items of, ``None`` where they are rows of arrays."""
+    return _attribute(samples, "items")
+
+
 def class_names(samples: Samples) -> tuple[str, ...] | None:
     """The names of the classes in the labels' order, where the data has them."""
-    names: tuple[str, ...] | None = _attribute(samples, "classes")
-    return names
+    names: Sequence[str] | None = _attribute(samples, "classes")
+    return None if names is None else tuple(names)
 
 
 class Unlabelled:
@@ -129,11 +134,12 @@ class Unlabelled:
 
 
 class Relabelled:
-    """Other samples whose labels are renumbered: label ``i`` becomes ``table[i]``."""
+    """Other samples whose labels are renumbered: label ``i`` becomes ``table[i]``, a row of ``classes``."""
 
-    def __init__(self, samples: Samples, table: Tensor) -> None:
+    def __init__(self, samples: Samples, table: Tensor, classes: Sequence[str] | None = None) -> None:
         self.samples = samples
         self.table = table
+        self.classes = classes
         self.labelled = True
 
     @property
@@ -154,24 +160,6 @@ class Relabelled:
         labels = labels.long()
         known = (labels >= 0) & (labels < len(self.table))
         return torch.where(known, self.table.to(labels.device)[labels.where(known, 0)], labels)
-
-
-def in_label_space(samples: Samples, names: Sequence[str], what: str = "data") -> Samples:
-    """Samples whose labels are the rows of a fused head with classes ``names``.
-
-    Data whose classes have names is renumbered by them; other labels are those rows already. Raises ``DataError`` for
-    a named class that the head does not have, if it has any of the names.
-    """
-    own = class_names(samples) if samples.labelled else None
-    if own is None or tuple(own) == tuple(names) or not set(own) & set(names):
-        return samples
-    foreign = next((name for name in own if name not in names), None)
-    if foreign is not None:
-        raise DataError(
-            f"The {what} ({samples.description}) has the class {foreign!r}, which no parent's label map names; "
-            f"the classes are {', '.join(names)}."
-        )
-    return Relabelled(samples, torch.tensor([list(names).index(name) for name in own]))
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -224,7 +212,7 @@ def _read(data: Any, reading: _Reading) -> ArraySamples | ItemSamples:
 def _collect(items: Iterator[Any], reading: _Reading) -> ArraySamples | ItemSamples:
     """Read an iterable once: all of it, or until it has given the first samples that are wanted."""
     one, many = reading.picker(single=True), reading.picker(single=False)
-    enough = reading.limit.count if reading.limit is not None and reading.limit.how == "first" else None
+    enough = reading.limit.count if reading.limit is not None and reading.limit.how in (None, "first") else None
     batched, count = reading.batched, 0
     kept: list[Any] = []
     with _running(reading.description):
@@ -302,11 +290,12 @@ def _attribute(samples: object, name: str) -> Any:
 def _chosen(samples: Samples, limit: Limit) -> Tensor:
     """The indices of the part that is wanted; all of them if there are no more."""
     total, count = len(samples), min(limit.count, len(samples))
-    if limit.how == "first":
+    how = limit.how or _best_choice(samples, count)
+    if how == "first":
         return torch.arange(count)
     generator = torch.Generator().manual_seed(limit.seed)
     order = torch.randperm(total, generator=generator)
-    if limit.how == "random":
+    if how == "random":
         return order[:count]
     labels = _all_labels(samples)[order]
     # The k-th sample of each class has rank k; the lowest ranks give classes of equal size as far as they reach.
@@ -316,6 +305,15 @@ def _chosen(samples: Samples, limit: Limit) -> Tensor:
         rank[where] = torch.arange(len(where))
     balanced = order[rank.argsort(stable=True)[:count]]
     return balanced[torch.randperm(count, generator=generator)]
+
+
+def _best_choice(samples: Samples, count: int) -> Literal["first", "balanced"]:
+    """The first samples, unless they are known to lack a class for which there is room: data often lie class by
+    class."""
+    labels = labels_at_hand(samples)
+    if labels is None or labels.ndim != 1:
+        return "first"
+    return "first" if len(labels[:count].unique()) >= min(count, len(labels.unique())) else "balanced"
 
 
 def labels_at_hand(samples: Samples) -> Tensor | None:

@@ -7,6 +7,9 @@ them apart. A message says what is wrong, where (parent, file, key, node, source
 import difflib
 from collections.abc import Iterable
 
+MANY = 30
+"""How many known names a message lists in full."""
+
 
 class FuseError(Exception):
     """Root of all errors that fxfuse raises on purpose; the command line turns it into one line and exit status 2."""
@@ -57,7 +60,8 @@ class ExportError(FuseError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A phrase that helps with a misspelt name: the nearest known one if there is any, and all of them.
+    """A phrase that helps with a misspelt name: the nearest known one if there is any, and all of them, or the ten
+    nearest of very many.
 
     >>> nearest("kmaens", ["average", "kmeans"])
     "did you mean 'kmeans'? Known: average, kmeans"
@@ -65,4 +69,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
+    if len(names) > MANY:
+        nearer = difflib.get_close_matches(word, names, n=10, cutoff=0.3) or names[:10]
+        return f"{hint}Known: {', '.join(nearer)} and {len(names) - len(nearer)} others"
     return f"{hint}Known: {', '.join(names)}"

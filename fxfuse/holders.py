@@ -25,7 +25,7 @@ class ArraySamples:
         self, parts: Parts, transform: Transform, description: str, classes: tuple[str, ...] | None = None
     ) -> None:
         self.inputs = tuple(as_tensor(x) for x in parts.inputs)
-        self.labels = None if parts.label is None else as_tensor(parts.label)
+        self.labels = None if parts.label is None else class_numbers(as_tensor(parts.label))
         self.names = parts.names
         self.transform = transform
         self.description = description
@@ -82,14 +82,14 @@ class ItemSamples:
                 [self.transform.sample(x) for x in column] for column in zip(*(p.inputs for p in parts), strict=True)
             ]
         inputs = tuple(self.transform.values(self._stack(column, positions)) for column in columns)
-        return inputs, torch.stack([label_of(p.label, self.description) for p in parts]) if self.labelled else None
+        return inputs, self._labels(parts) if self.labelled else None
 
     def all_labels(self) -> Tensor | None:
         """The labels of all samples; from the data set's own list where that is sure to be the same."""
         labels = self.labels_at_hand()
         if labels is not None or not self.labelled:
             return labels
-        return torch.stack([label_of(self._parts(i).label, self.description) for i in range(len(self))])
+        return self._labels([self._parts(i) for i in range(len(self))])
 
     def labels_at_hand(self) -> Tensor | None:
         """The data set's own list of labels, if it has one that is sure to be what its items give."""
@@ -98,6 +98,11 @@ class ItemSamples:
         if self.labelled and known and isinstance(targets, list | Tensor | np.ndarray) and len(targets) == len(self):
             return as_tensor(targets).to(torch.int64)
         return None
+
+    def _labels(self, parts: Sequence[Parts]) -> Tensor:
+        labels = [label_of(p.label, self.description) for p in parts]
+        with told(self.description):
+            return class_numbers(torch.stack(labels))
 
     def _parts(self, position: int) -> Parts:
         try:
@@ -114,9 +119,22 @@ class ItemSamples:
             if x.shape != column[0].shape:
                 raise DataError(
                     f"{self.description}: sample {position} has shape {tuple(x.shape)} and sample {positions[0]} "
-                    f"{tuple(column[0].shape)}; make them equal by `resize` and `center_crop` in `preprocessing`."
+                    f"{tuple(column[0].shape)}; make them equal by `resize: [height, width]`, or `resize` and "
+                    "`center_crop`, in `preprocessing`."
                 )
         return torch.stack(column)
+
+
+def class_numbers(labels: Tensor) -> Tensor:
+    """Labels that are rows of zeros with a single one, or integers in a column, as one integer per sample; others stay
+    as they are."""
+    if labels.ndim != 2 or labels.is_complex() or not labels.numel():
+        return labels
+    if labels.shape[1] == 1:
+        return labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.squeeze(1)
+    marked = labels == 1
+    one_hot = bool(((labels == 0) | marked).all()) and bool((marked.sum(1) == 1).all())
+    return marked.to(torch.uint8).argmax(1) if one_hot else labels
 
 
 def label_of(value: Any, description: str) -> Tensor:

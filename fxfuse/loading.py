@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxfuse.data import Unlabelled, few_inputs, in_label_space, samples_from
+from fxfuse.data import Unlabelled, few_inputs, samples_from
 from fxfuse.data_checks import check
 from fxfuse.errors import DataError, MethodError, RecipeError
 from fxfuse.export import to_onnx
@@ -20,6 +20,7 @@ from fxfuse.fingerprints import data_hashes, fingerprint
 from fxfuse.inputs import Example, guess
 from fxfuse.label_space import class_count, label_space
 from fxfuse.methods import check_needs
+from fxfuse.numbering import check_named, in_label_space, numbered_alike
 from fxfuse.passes.binding import bind
 from fxfuse.passes.checking import outputs_at
 from fxfuse.passes.importance import answers
@@ -84,6 +85,8 @@ def load_inputs(recipe: Recipe, progress: Progress) -> Inputs:
     with progress.start(None, "check the data"):
         calibration = None if recipe.calibration is None else samples_from(recipe.calibration)
         evaluation = None if recipe.evaluation is None else samples_from(recipe.evaluation)
+        if recipe.labels() is None:
+            calibration, evaluation = numbered_alike(calibration, evaluation)
         _check_data(recipe, parents, calibration, evaluation)
         files = {path: digest for parent in parents for path, digest in parent.files.items()}
         for other in (made, base):
@@ -116,6 +119,8 @@ def _check_data(
             classes = union.size
         read = samples if union is None else in_label_space(samples, union.names, what)
         check(read, classes, what=what, at_most=most)
+        if union is None and classes is not None:
+            check_named(read, classes, what)
     if recipe.head == "labels" and calibration is not None and not calibration.labelled:
         raise DataError(
             f"The head is to be fitted to labels, but the calibration data ({calibration.description}) has none: "

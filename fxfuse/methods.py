@@ -45,15 +45,22 @@ def customised(preset: Preset, statistics: str | None, options: Mapping[str, Any
         preset = replace(preset, statistics=statistics, search=search or preset.search)  # type: ignore[arg-type]  # checked
         if statistics == "weights" and preset.importance not in WITHOUT_DATA:
             preset = replace(preset, importance="magnitude")
-    known = {**solver_options(preset.solver), **MERGE_OPTIONS[preset.merge]}
+    known = options_of(preset)
     for key in options:
         if key not in known:
-            raise MethodError(f"unknown option {key!r}: {nearest(key, known) if known else 'this method has none'}")
+            raise MethodError(
+                f"unknown option {key!r}: {nearest(key, known) if known else 'this method has none, so leave it out'}"
+            )
     own = {key: value for key, value in options.items() if key in MERGE_OPTIONS[preset.merge]}
     merge_options(preset.merge, own)
     rest = {key: value for key, value in options.items() if key not in own}
     check_options(preset.solver, rest)
     return replace(preset, options={**preset.options, **rest}, merge_options={**preset.merge_options, **own})
+
+
+def options_of(preset: Preset) -> dict[str, Any]:
+    """The options that a method takes, of its solver and of its merge."""
+    return {**solver_options(preset.solver), **MERGE_OPTIONS[preset.merge]}
 
 
 def check_needs(preset: Preset, method: str, samples: bool, base: bool, precisions: bool) -> None:

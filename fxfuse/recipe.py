@@ -112,10 +112,14 @@ class Preprocessing(Record):
 
 
 class Limit(Record):
-    """A part of the samples: the ``first``, a ``random`` one, or a random one ``balanced`` over the labels."""
+    """A part of the samples: the ``first``, a ``random`` one, or a random one ``balanced`` over the labels.
+
+    By default the first, but balanced where the labels are at hand and the first lack a class: files of an image
+    folder come class by class.
+    """
 
     count: Positive
-    how: Choice = "first"
+    how: Choice | None = None
     seed: int = 0
 
 

@@ -177,6 +177,7 @@ def _verdict(scores: tuple[Score, ...], where: str) -> str:
     known = [f"{words} {100 * best[kind][1]:.2f} %" for kind, words in others.items() if best[kind]]  # type: ignore[index]  # None is left out
     missing = [words for kind, words in others.items() if not best[kind]]
     text += f"; {', '.join(known)}.\n" if known else ".\n"
+    text += _advice({kind: found[1] for kind, found in best.items() if found}) if labelled else ""
     if missing:
         text += f"Not measured: {', '.join(missing)}.\n"
     if not labelled:
@@ -185,6 +186,22 @@ def _verdict(scores: tuple[Score, ...], where: str) -> str:
             "is right.\n"
         )
     return text
+
+
+def _advice(accuracy: Mapping[str, float]) -> str:
+    """What to do where the fused network is below its best parent."""
+    fused, parent, ensemble = (accuracy.get(kind) for kind in ("fused", "parent", "ensemble"))
+    if fused is None or parent is None or ensemble is None or fused >= parent:
+        return ""
+    if ensemble <= parent:
+        return (
+            "The ensemble is not above the best parent here, so fusion with these shares has nothing to gain: give the "
+            "better parent a larger share, or keep it as it is.\n"
+        )
+    return (
+        "It is below the best parent although the ensemble is not: try a wider target, more calibration inputs or "
+        "fine-tuning.\n"
+    )
 
 
 def _distances(scores: tuple[Score, ...], where: str) -> str:

@@ -1,5 +1,6 @@
 """A result that lies in an output folder, measured on data or written in another format."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,19 @@ import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
-from fxfuse.data import in_label_space, input_names, samples_from
+from fxfuse.data import class_names, input_names, samples_from
 from fxfuse.device import pick_device
 from fxfuse.errors import DataError
-from fxfuse.export import OnnxReport, load_result, to_onnx
+from fxfuse.export import LoadedResult, OnnxReport, load_result, to_onnx
 from fxfuse.export.tools import arguments
+from fxfuse.label_space import class_count
 from fxfuse.naming import in_order
+from fxfuse.numbering import check_named, in_label_space, numbered_alike
 from fxfuse.output import check_file
+from fxfuse.passes.importance import answers
 from fxfuse.passes.verify import score
 from fxfuse.recipe import DataSpec, load_recipe, read_alike
+from fxfuse.samples import Samples
 from fxfuse.types import Score, parameter_count
 from fxfuse.writing import RECIPE
 
@@ -32,7 +37,7 @@ def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str
     where = pick_device(device)
     loaded = load_result(folder)
     samples = samples_from(data if isinstance(data, DataSpec) else _as_before(folder, data))
-    samples = in_label_space(samples, loaded.classes)
+    samples = in_label_space(samples, loaded.classes) if loaded.classes else _as_trained(folder, samples)
     if set(input_names(samples) or ()) & set(loaded.names):  # a part of a network calls its inputs otherwise
         samples = in_order(samples, loaded.names)
     module = move_to_device_pass(loaded.program, where).module()
@@ -52,6 +57,8 @@ def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str
         args, kwargs = arguments(tensors, loaded.keywords)
         return module(*args, **kwargs)
 
+    if not loaded.classes:
+        _check_named(samples, loaded)
     figures = score("fused", network, samples, device=where)
     return dataclasses.replace(figures, parameters=parameter_count(module)), samples.description
 
@@ -72,6 +79,28 @@ def _as_before(folder: Path, source: str | None) -> DataSpec:
         return recipe.evaluation
     spec = recipe.evaluation or recipe.calibration
     return DataSpec(source=source) if spec is None else read_alike(spec, source)
+
+
+def _as_trained(folder: Path, samples: Samples) -> Samples:
+    """Labels with the numbers that the run's own data give to classes of these names, as far as those are there."""
+    if class_names(samples) is None:
+        return samples
+    recipe = load_recipe(folder / RECIPE)
+    for spec in (recipe.calibration, recipe.evaluation):
+        with contextlib.suppress(DataError):
+            own = None if spec is None else samples_from(spec)
+            if own is not None and set(class_names(own) or ()) >= set(class_names(samples) or ()):
+                return numbered_alike(own, samples)[1] or samples
+    return samples
+
+
+def _check_named(samples: Samples, loaded: LoadedResult) -> None:
+    """See :func:`fxfuse.numbering.check_named`."""
+    with torch.no_grad():
+        outputs = answers(loaded.module(*loaded.example))
+    classes = class_count(outputs[0].shape) if outputs else None
+    if classes is not None:
+        check_named(samples, classes, "data")
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

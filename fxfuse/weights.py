@@ -159,7 +159,8 @@ def load_into(module: nn.Module, state: StateDict, path: Path, subject: str) -> 
     misshapen = [key for key, value in entries.items() if key in own and not _same_shape(own[key], value)]
     if missing or unexpected or misshapen:
         raise WeightsError(
-            f"{subject}: {path} does not fit: {_differences(missing, unexpected, misshapen, own, entries)}."
+            f"{subject}: {path} does not fit: {_differences(missing, unexpected, misshapen, own, entries)}. Build the "
+            "network as it was when the weights were saved, if need be with arguments: net.py:build(width=32)."
         )
     kinds = {value.dtype for value in entries.values() if isinstance(value, Tensor) and value.is_floating_point()}
     wanted = {value.dtype for value in own.values() if isinstance(value, Tensor) and value.is_floating_point()}

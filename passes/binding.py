@@ -87,8 +87,12 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
+        shapes = [str(tuple(value.shape)) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        more = len(args) > 1 and "too many" in str(error)
+        cure = "; a label that is no integer per sample counts as an input, so name it as the label" if more else ""
         raise DataError(
-            f"{name}: the example does not fit {type(module).__name__}.forward{signature}: {error}"
+            f"{name}: the data do not fit {type(module).__name__}.forward{signature}: {error}. Got tensors of shape "
+            f"{', '.join(shapes)}{cure}"
         ) from None
     positional = tuple(zip(_places(signature, len(args)), args, strict=True))
     order = {key: place for place, key in enumerate(known)}

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,13 @@ def outputs_at(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], nam
     except Exception as error:  # the user's code may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{name} rejects inputs of shape {shapes}: {reason}") from error
+        raise DataError(f"{name} rejects inputs of shape {shapes}: {reason}{_cure(tensors)}") from error
+
+
+def _cure(tensors: Sequence[Tensor]) -> str:
+    """What to do about a rejected shape, where it can be guessed: images with their channels last."""
+    last = [x for x in tensors if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)]
+    return "; channels go first: `permute: [2, 0, 1]` in `preprocessing`" if last else ""
 
 
 def plain(output: Any) -> Any:
@@ -106,10 +113,8 @@ def check_equal(
             continue
         if worst < 0.5 and _equal_in_double(original, module, bound, tensors):
             continue
-        raise TraceError(
-            f"the graph differs from the network: {where} by {worst:.2g} of its largest value at batch size "
-            f"{tensors[0].shape[0]}"
-        )
+        much = f" by {worst:.2g} of its largest value" if math.isfinite(worst) else ""
+        raise TraceError(f"the graph differs from the network in {where}{much} at batch size {tensors[0].shape[0]}")
 
 
 def _equal_in_double(original: nn.Module, module: fx.GraphModule, bound: Bound, tensors: tuple[Tensor, ...]) -> bool:

@@ -7,7 +7,7 @@ next one. A segment that is too deep to be one block (densely connected ones, sa
 instead. Each function here takes a :class:`View` and returns nodes in topological order.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -253,12 +253,15 @@ def _weight(view: View, node: fx.Node) -> int:
     return 0 if module is None else sum(module.get_parameter(p).numel() for p in view.parameters[node])
 
 
-def named_ends(view: View, names: Sequence[str]) -> list[fx.Node]:
-    """The nodes of these names (or the last values of modules of these paths), and the outputs."""
+def named_ends(view: View, names: Sequence[str], levels: Callable[[], Mapping[str, fx.Node]] = dict) -> list[fx.Node]:
+    """The nodes of these names (or the last values of modules of these paths, or the ends of ``levels``), and the
+    outputs."""
     by_name = {n.name: n for n in view.nodes}
     for node in view.nodes:  # a module path names the last value that the module yields
         if node.op == "call_module":
             by_name.setdefault(str(node.target), node)
+    if not by_name.keys() >= set(names):
+        by_name = {**levels(), **by_name}
     for name in names:
         if name not in by_name:
             raise GraphError(f"granularity: the graph has no value called {name!r}; {nearest(name, by_name)}")

@@ -23,12 +23,14 @@ def partition(program: Program, axes: Axes, granularity: Granularity = "block") 
     """Levels of ``program`` at the wanted granularity.
 
     ``block``: residual blocks, encoder layers, and what stands alone between single-tensor cuts. ``layer``: every
-    weight operator with its tail. A number: that many levels, or as many as there are. Names: exactly these nodes are
-    boundaries (and the outputs, and what sharing makes necessary). Raises ``GraphError`` for an unknown name.
+    weight operator with its tail. A number: that many levels, or as many as there are. Names, of nodes, modules or the
+    levels of the other granularities: exactly these are boundaries (and the outputs, and what sharing makes necessary).
+    Raises ``GraphError`` for an unknown name.
     """
     view = make_view(program)
-    if isinstance(granularity, tuple):
-        boundaries = named_ends(view, granularity)
+    if isinstance(granularity, tuple | list):
+        granularity = tuple(granularity)
+        boundaries = named_ends(view, granularity, lambda: _level_ends(program, axes, view))
     elif granularity == "layer":
         boundaries = weight_ends(view, view.nodes)
     elif granularity == "block":
@@ -45,6 +47,16 @@ def partition(program: Program, axes: Axes, granularity: Granularity = "block") 
 def _blocks(program: Program, view: View) -> list[fx.Node]:
     owners = find_owners(view, block_ends(view))
     return without_inner(program.module, view, owners)
+
+
+def _level_ends(program: Program, axes: Axes, view: View) -> dict[str, fx.Node]:
+    """Where the levels of the named granularities end, by their names; blocks first."""
+    by_name = {node.name: node for node in view.nodes}
+    found: dict[str, fx.Node] = {}
+    for boundaries in (_blocks(program, view), weight_ends(view, view.nodes)):
+        for level in _levels(program, axes, view, find_owners(view, boundaries))[0]:
+            found.setdefault(level.name, by_name[level.boundary])
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ levels

@@ -48,7 +48,7 @@ def trace(
             else (and every argument not given) is fixed at its value. The first dimension of the first input is the
             batch; tensors with the same first dimension share it.
         name: how messages call this network.
-        leaves: paths or class names of modules to keep as one opaque node.
+        leaves: paths or class names of modules to keep as one opaque node, which torch.fx can and torch.export cannot.
         submodule: path of a module inside ``module``; only that one is traced, on the inputs that it receives when
             ``module`` runs on ``example``.
         front_end: which front end may be used.
@@ -57,9 +57,14 @@ def trace(
         A program whose module has the state dict of ``module`` (or of the sub-module), to the letter.
 
     Raises:
-        TraceError: no front end can follow the code; the message names the line.
+        TraceError: no front end can follow the code, and the message names the line; or leaves for torch.export alone.
         DataError: the module rejects the example.
     """
+    if leaves and front_end == "export":
+        raise TraceError(
+            f"{name}: torch.export opens every module, so it keeps no leaf whole ({', '.join(leaves)}); leave out the "
+            "leaves, or the front end 'export'"
+        )
     twin = copied(module).eval()
     if submodule is not None:
         bound, twin = capture(twin, example, submodule, name)
@@ -143,10 +148,10 @@ def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Trace
 
 def torch_export(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
     """``torch.export`` with a dynamic batch."""
-    del leaves
+    opened = [f"torch.export opens every module: {', '.join(leaves)} is not kept whole"] if leaves else []
     with padded_sequences(lambda x: isinstance(x, Tensor)) as notes:
         result = export_trace(copied(module, share=True), bound)
-    return _finish(result, bound, "export", tuple(notes))
+    return _finish(result, bound, "export", (*opened, *notes))
 
 
 def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:

@@ -9,13 +9,13 @@ from laws import data, distance, model, outputs
 from run_cases import recipe, workspace
 from safetensors import safe_open
 
-from fxfuse.data import in_label_space
 from fxfuse.errors import DataError, MethodError
 from fxfuse.label_space import label_space
 from fxfuse.models_zoo.convnets import digits_net
 from fxfuse.models_zoo.mlp import mlp
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.models_zoo.zoo import ZOO
+from fxfuse.numbering import in_label_space
 from fxfuse.passes.class_spaces import class_counts, class_spaces, with_classes
 from fxfuse.pipeline import analyse, fuse
 from fxfuse.presets import METHODS

@@ -110,7 +110,9 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize("front_end", ["fx", "export"])
 def test_what_has_no_padded_form_names_the_line_and_the_way_out(front_end):
-    with pytest.raises(TraceError, match=r"final cell state .* as a leaf .*test_packing\.py:\d+ `return self\.head\(st"):
+    with pytest.raises(
+        TraceError, match=r"final cell state .* as a leaf .*test_packing\.py:\d+ `return self\.head\(st"
+    ):
         trace(Packed(answer="cell"), (X, LENGTHS), front_end=front_end)
 
 

@@ -1,13 +1,14 @@
 """Many runs of one recipe, method after method and seed after seed; what is done already is kept."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fxfuse.comparison import cell
-from fxfuse.errors import OutputError
+from fxfuse.errors import MethodError, OutputError, nearest
 from fxfuse.loading import load_inputs
+from fxfuse.methods import options_of
 from fxfuse.output import difference, write_atomically
 from fxfuse.presets import find_method
 from fxfuse.progress import QuietProgress
@@ -23,6 +24,7 @@ def run_all(
     where parents or data cannot be used whatever the method, or the folder is another comparison's, and
     ``KeyboardInterrupt`` with the run under way kept.
     """
+    check_options(recipe.options, methods)
     load_inputs(recipe, QuietProgress())  # what no method can do without is told once, and at once
     claim(folder, recipe)
     runs = []
@@ -37,11 +39,22 @@ def run_all(
 
 
 def one_run(recipe: Recipe, method: str, seed: int) -> Recipe:
-    """The recipe of one run. A base model and a router stay with the methods that use them, which others refuse."""
+    """The recipe of one run. A base model, a router and options stay with the methods that use them; others refuse."""
     preset = find_method(method)
-    changes = {"method": method, "seed": seed, "onnx": False}
+    taken = options_of(preset)
+    options = {key: value for key, value in recipe.options.items() if key in taken}
+    changes = {"method": method, "seed": seed, "onnx": False, "options": options}
     unused = {"base": not preset.needs_base, "router": preset.form != "select"}
     return recipe.model_copy(update={**changes, **{key: None for key, drop in unused.items() if drop}})
+
+
+def check_options(options: Iterable[str], methods: Sequence[str]) -> None:
+    """Raise ``MethodError`` for an option that none of the methods takes."""
+    known = {key for method in methods for key in options_of(find_method(method))}
+    for key in options:
+        if key not in known:
+            hint = nearest(key, known) if known else "they have none"
+            raise MethodError(f"none of the methods compared has the option {key!r}: {hint}")
 
 
 def _sentence(run: cell.Run) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from fxfuse.data import in_label_space, samples_from
+from fxfuse.data import samples_from
 from fxfuse.data_checks import check
 from fxfuse.errors import MethodError
 from fxfuse.forms import Chosen, choose_form
 from fxfuse.label_space import LabelSpace, label_space
 from fxfuse.methods import customised
+from fxfuse.numbering import in_label_space, numbered_alike
 from fxfuse.passes.descent import make_optimizer
 from fxfuse.passes.fitting import Store
 from fxfuse.passes.importance import ImportanceName, find_importance
@@ -176,6 +177,8 @@ def read_data(job: Job, calibration: Any, evaluation: Any) -> Data:
     names = job.parents.class_names
     fitted = None if calibration is None else in_label_space(samples_from(calibration), names)
     judged = None if evaluation is None else in_label_space(samples_from(evaluation), names)
+    if not names:
+        fitted, judged = numbered_alike(fitted, judged)
     if fitted is not None:
         check(fitted, at_most=LOOKED_AT)
     if judged is not None:
