@@ -82,7 +82,7 @@ def is_padded(sequence: Any) -> bool:
 def padded_sequences(is_traced: Callable[[Any], bool]) -> Iterator[list[str]]:
     """Within the block tensors that ``is_traced`` are packed as this file says; gives notes on what that changes."""
     notes: list[str] = []
-    primitives = torch._VF
+    primitives: Any = torch._VF
     pack, pad = primitives._pack_padded_sequence, primitives._pad_packed_sequence
     forwards = {kind: kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)}
 
@@ -96,7 +96,9 @@ def padded_sequences(is_traced: Callable[[Any], bool]) -> Iterator[list[str]]:
         if not isinstance(steps, Steps):
             return pad(data, steps, batch_first, value, total)
         if total is steps.steps:
-            notes[:] = ["sequences that are packed and padded again keep the input's length, however long the longest is"]
+            notes[:] = [
+                "sequences that are packed and padded again keep the input's length, however long the longest is"
+            ]
         return _padded(data, steps, batch_first, value, int(total))
 
     def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +143,7 @@ def _recurrence(layer: nn.RNNBase, sequence: PackedSequence, hx: Any) -> tuple[P
     last = (positions == lengths - 1).unsqueeze(-1).to(x.dtype)
     directions = 2 if layer.bidirectional else 1
     names, per = layer._flat_weights_names, len(layer._flat_weights_names) // (layer.num_layers * directions)
-    given = None if hx is None else layer.permute_hidden(hx, order)  # type: ignore[arg-type]
+    given = None if hx is None else layer.permute_hidden(hx, order)
     ends: list[Tensor] = []
     for number in range(layer.num_layers):
         outs = []
@@ -156,19 +158,19 @@ def _recurrence(layer: nn.RNNBase, sequence: PackedSequence, hx: Any) -> tuple[P
             outs.append(out.gather(1, turned.expand_as(out)) if direction else out)
         x = torch.cat(outs, -1) if direction else outs[0]
     final = torch.stack(ends)
-    if order is not None:
+    if sequence.unsorted_indices is not None:
         final = final.index_select(1, sequence.unsorted_indices)
     made = PackedSequence(x, sequence.batch_sizes, order, sequence.unsorted_indices)
     return made, (final, CellState()) if layer.mode == "LSTM" else final
 
 
 def _zeros(layer: nn.RNNBase, x: Any, weights: list[Any]) -> list[Any]:
-    """The default initial state. It takes its width from the weights as tensors, not as a number that is written down."""
+    """The default initial state. It takes its width from the weights, not from a number that is written down."""
     fed_back = weights[1]  # its width is the projection's, where there is one
     widths = [fed_back]
     if layer.mode == "LSTM":
         widths.append(weights[-1] if layer.proj_size else fed_back)
-    return [torch.zeros_like(weight).sum(0).expand(1, x.shape[0], -1) for weight in widths]
+    return [torch.zeros_like(weight).sum(0).repeat(1, x.shape[0], 1) for weight in widths]
 
 
 def _slices(given: Any, place: int) -> list[Any]:

@@ -7,6 +7,7 @@ the batch size; one that differs does. This tells constants from batch sizes wit
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,14 +98,14 @@ class Prober:
     def _run_for_real(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """On stand-ins for the data: integers are 0, which every table has, or 1, which every length may be."""
 
-        def stand_in(fake: Tensor, number: int) -> Tensor:
+        def stand_in(number: int, fake: Tensor) -> Tensor:
             if fake.is_floating_point():
                 return torch.randn(fake.shape, dtype=fake.dtype, device=fake.device)
             return torch.full(fake.shape, number, dtype=fake.dtype, device=fake.device)
 
         failure: Exception | None = None
         for number in (0, 1):
-            real_args, real_kwargs = tree_map_only(Tensor, lambda t, n=number: stand_in(t, n), (args, kwargs))
+            real_args, real_kwargs = tree_map_only(Tensor, partial(stand_in, number), (args, kwargs))
             try:
                 with torch.no_grad():
                     return tree_map_only(Tensor, self.mode.from_tensor, call(*real_args, **real_kwargs))

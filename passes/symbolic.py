@@ -271,6 +271,10 @@ def _returned(value: Any) -> Any:
     return {key: _returned(item) for key, item in value.items()} if type(value) is dict else value
 
 
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, ValueProxy) and isinstance(value.node.meta[PROBE][0], Tensor)
+
+
 _FACTORIES = words(
     "zeros ones full empty arange linspace eye rand randn tensor scalar_tensor tril_indices triu_indices as_tensor"
 )
@@ -283,6 +287,7 @@ _METHODS = words("expand new_zeros new_ones new_empty")
 def recording(tracer: ValueTracer) -> Iterator[None]:
     """Record tensor factories with proxied sizes, and trace through functions that ``fx.wrap`` would hide."""
     originals = {name: getattr(torch, name) for name in _FACTORIES}
+    as_tensor = torch.as_tensor
 
     methods = {name: getattr(torch.Tensor, name) for name in _METHODS}
 
@@ -293,9 +298,12 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             found: list[fx.Proxy] = []
             fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else a)
-            if found and not tracer.prober.busy:
-                return tracer.create_proxy(kind, target, args, kwargs)
-            return original(*args, **kwargs)
+            if not found or tracer.prober.busy:
+                return original(*args, **kwargs)
+            if original is as_tensor and _is_tensor(args[0]):  # of a tensor it is a change of type, and of no device
+                dtype = kwargs.get("dtype", args[1] if len(args) > 1 else None)
+                return args[0] if dtype is None else args[0].to(dtype)
+            return tracer.create_proxy(kind, target, args, kwargs)
 
         return wrapper
 

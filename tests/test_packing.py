@@ -1,4 +1,4 @@
-"""Packed sequences: the graph is a recurrence over padded ones, exact for all lengths, with spaces that obey the law."""
+"""Packed sequences: the graph is a recurrence over padded ones, exact for all lengths; spaces obey the law."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fxfuse
 from fxfuse.data import samples_from
 from fxfuse.errors import TraceError
+from fxfuse.export import to_onnx
 from fxfuse.models_zoo import randomise
 from fxfuse.passes.axes import axes
 from fxfuse.passes.axis_law import permutation_error
@@ -72,6 +73,13 @@ def test_packed_recurrences_are_followed(name):
 @pytest.mark.parametrize("name", ["gru, both directions", "lstm, state of two layers and directions"])
 def test_packed_recurrences_are_followed_by_the_other_front_end(name):
     law(Packed(**CASES[name]), "export")
+
+
+def test_packed_recurrences_are_written_as_onnx(tmp_path):
+    program = trace(randomise(Packed(), seed=1), {"lengths": LENGTHS, "x": X})
+    report = to_onnx(program.module, program.example, tmp_path / "m.onnx")
+    assert report.inputs == ("x", "lengths")
+    assert report.max_rel < 1e-5
 
 
 def test_functions_are_as_before_afterwards():

@@ -229,6 +229,8 @@ def _is_identity(node: fx.Node) -> bool:
         return False
     if node.op == "call_method" and target in {"to", "type_as", "float", "type", "double", "half", "bfloat16"}:
         return True
+    if node.op == "call_method" and target in {"cpu", "cuda"}:  # a graph lives on one device
+        return True
     if target in {torch.reshape, torch.squeeze, torch.unsqueeze, torch.flatten} or target in {"expand", "expand_as"}:
         return True
     if target is operator.getitem:
