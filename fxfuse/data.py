@@ -102,6 +102,33 @@ def few_inputs(samples: Samples, count: int = 3) -> tuple[Tensor, ...] | dict[st
     return inputs if names is None else dict(zip(names, inputs, strict=True))
 
 
+class Ordered:
+    """Other samples with their inputs in another order: input ``i`` of these is input ``places[i]`` of those."""
+
+    def __init__(self, samples: Samples, places: Sequence[int], names: tuple[str, ...]) -> None:
+        self.samples = samples
+        self.places = tuple(places)
+        self.names = names
+
+    @property
+    def description(self) -> str:
+        """What the samples are."""
+        return self.samples.description
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.samples.labelled
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples at ``indices``."""
+        inputs, labels = self.samples.take(indices)
+        return tuple(inputs[place] for place in self.places), labels
+
+
 def items_of(samples: Samples) -> object:
     """The data set that the samples are items of, ``None`` where they are rows of arrays."""
     return _attribute(samples, "items")
@@ -313,13 +340,16 @@ def _best_choice(samples: Samples, count: int) -> Literal["first", "balanced"]:
     labels = labels_at_hand(samples)
     if labels is None or labels.ndim != 1:
         return "first"
-    return "first" if len(labels[:count].unique()) >= min(count, len(labels.unique())) else "balanced"
+    shown, all_classes = (len(torch.unique(some)) for some in (labels[:count], labels))
+    return "first" if shown >= min(count, all_classes) else "balanced"
 
 
 def labels_at_hand(samples: Samples) -> Tensor | None:
     """The labels of all samples where they are known without reading the inputs, else ``None``."""
     if isinstance(samples, Unlabelled):
         return None
+    if isinstance(samples, Ordered):
+        return labels_at_hand(samples.samples)
     if isinstance(samples, Subset):
         labels = labels_at_hand(samples.samples)
         return None if labels is None else labels[samples.indices]

@@ -26,7 +26,8 @@ def check(
         raise DataError(f"{subject} has one sample; at least two are needed, a few hundred are better.")
     count = len(samples) if at_most is None else min(at_most, len(samples))
     shapes = None
-    for numbers in (torch.arange(count) * len(samples)).div(count, rounding_mode="floor").split(256):
+    spread = (torch.arange(count) * len(samples)).div(count, rounding_mode="floor")
+    for numbers in torch.split(spread, 256):
         inputs, labels = samples.take(numbers)
         for number, x in enumerate(inputs):
             _check_finite(x, subject, "" if len(inputs) == 1 else f"input {number} of ", numbers)

@@ -11,6 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from fxfuse.errors import DataError, nearest
 from fxfuse.factories import Reference, beside
+from fxfuse.preprocess import eight_bit
 from fxfuse.recipe import DataSpec
 
 SPLITS = ("split", "image_set", "what", "train", "background")
@@ -27,7 +28,13 @@ class FlatFolder(Dataset[Image.Image]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return datasets.folder.pil_loader(str(self.files[index]))
+        return load_image(str(self.files[index]))
+
+
+def load_image(path: str) -> Image.Image:
+    """An image file in colour, 8 bits per channel."""
+    with Image.open(path) as image:
+        return eight_bit(image).convert("RGB")
 
 
 def is_image(path: Path) -> bool:
@@ -50,7 +57,7 @@ def image_folder(root: Path) -> Dataset[Any]:
     if not nested:
         raise DataError(f"The folder {root} holds no images ({', '.join(IMG_EXTENSIONS)}), nor folders of them.")
     try:
-        return datasets.ImageFolder(str(root))
+        return datasets.ImageFolder(str(root), loader=load_image)
     except FileNotFoundError as error:
         raise DataError(f"The image folder {root} cannot be used: {' '.join(str(error).split())}") from None
 

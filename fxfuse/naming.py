@@ -6,39 +6,11 @@ Names say which is which. Data without names are given by position.
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
 
-from fxfuse.data import input_names
+from fxfuse.data import Ordered, input_names
 from fxfuse.errors import DataError, nearest
 from fxfuse.samples import Samples
-from fxfuse.types import Batch
-
-
-class Ordered:
-    """Other samples with their inputs in another order: input ``i`` of these is input ``places[i]`` of those."""
-
-    def __init__(self, samples: Samples, places: Sequence[int], names: tuple[str, ...]) -> None:
-        self.samples = samples
-        self.places = tuple(places)
-        self.names = names
-
-    @property
-    def description(self) -> str:
-        """What the samples are."""
-        return self.samples.description
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there are labels."""
-        return self.samples.labelled
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def take(self, indices: Tensor) -> Batch:
-        """The samples at ``indices``."""
-        inputs, labels = self.samples.take(indices)
-        return tuple(inputs[place] for place in self.places), labels
 
 
 def in_order(samples: Samples, wanted: Sequence[str], what: str = "data") -> Samples:
@@ -60,6 +32,30 @@ def in_order(samples: Samples, wanted: Sequence[str], what: str = "data") -> Sam
     if missing:
         raise DataError(f"{subject} lacks the input {missing[0]!r}: the network takes {_listed(wanted)}.")
     return Ordered(samples, [names.index(name) for name in wanted], tuple(wanted))
+
+
+def with_inputs_of(calibration: Samples, evaluation: Samples) -> Samples:
+    """The evaluation data with its inputs in the order that the calibration data has them in.
+
+    Raises ``DataError`` where the two have other inputs.
+    """
+    (fitted, _), (judged, _) = (
+        samples.take(torch.arange(min(1, len(samples)))) for samples in (calibration, evaluation)
+    )
+    names, own = input_names(calibration), input_names(evaluation)
+    if names is not None and own is not None and sorted(names) == sorted(own):
+        places = [own.index(name) for name in names]
+        return evaluation if names == own else Ordered(evaluation, places, names)
+    if len(fitted) == len(judged) and (names is None or own is None):
+        return evaluation
+    said = [
+        f"{samples.description} has {', '.join(called or (str(tuple(x.shape[1:])) for x in inputs))}"
+        for samples, called, inputs in ((calibration, names, fitted), (evaluation, own, judged))
+    ]
+    raise DataError(
+        f"The evaluation data has other inputs than the calibration data: {'; '.join(said)}. What is no label (one "
+        "integer per sample) counts as an input; for targets of another kind see `score` in docs/verify.md."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from fxfuse.stages.arguments import (
     Host,
     Job,
     Tracing,
+    check_modules,
     choose_method,
     choose_training,
     describe_parents,
@@ -91,6 +92,7 @@ def fuse(
         method, statistics=statistics, options=options, importance=importance, budget=budget, router=router
     )
     check_needs(chosen.preset, method, calibration is not None, base is not None, precisions is not None)
+    check_modules(parents, target, base)
     job = Job(
         method=chosen,
         parents=describe_parents(len(parents), names, weights, labels),

@@ -73,7 +73,7 @@ class Transform:
         p = self.preprocessing
         mode = {"grayscale": "L", "rgb": "RGB", None: image.mode if image.mode in PLAIN_MODES else "RGB"}[p.channels]
         if image.mode != mode:
-            image = image.convert(mode)
+            image = eight_bit(image).convert(mode)
         shaped: Any = image  # torchvision's functions take images as well as tensors, but are typed for tensors
         if p.resize is not None:
             shaped = tv.resize(shaped, list(p.resize), antialias=True)
@@ -96,6 +96,20 @@ class Transform:
         if p.center_crop is not None:
             x = tv.center_crop(x, _pair(p.center_crop))
         return x
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """An image of 16 bits as one of 8 bits, its full range kept: PIL alone would cut off what is above 255.
+
+    Raises ``DataError`` for grey images of 32 bits, whose range is not known.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"images of mode {image.mode!r} hold 32-bit values, whose range is not known; give them as arrays (.npz)."
+        )
+    return image
 
 
 def as_tensor(value: Any) -> Tensor:

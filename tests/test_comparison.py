@@ -10,8 +10,9 @@ from run_cases import entries, workspace
 from fxfuse.cli import main
 from fxfuse.comparison import cell
 from fxfuse.comparison.cell import Run
-from fxfuse.comparison.driver import one_run
+from fxfuse.comparison.driver import check_options, one_run
 from fxfuse.comparison.table import spread, summary, write
+from fxfuse.errors import MethodError
 from fxfuse.finetuning import BEFORE, CONTROL
 from fxfuse.recipe import Recipe
 
@@ -107,6 +108,17 @@ def test_from_the_command_line_and_again(tmp_path, monkeypatch, capsys):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(entries(granularity="block", finetune=1)))
     assert main(arguments) == 2
     assert "`granularity` was 'layer' and is 'block'" in capsys.readouterr().err
+
+
+def test_options_go_to_the_methods_that_take_them():
+    recipe = Recipe(parents=["a", "b"], options={"metric": "cosine", "within": True})
+    given = {name: one_run(recipe, name, 0).options for name in ("ot", "zip", "hungarian")}
+    assert given == {"ot": {"metric": "cosine"}, "zip": {"within": True}, "hungarian": {}}
+    check_options(recipe.options, ["ot", "zip"])
+    with pytest.raises(MethodError, match=r"none of the methods compared has the option 'within': Known: marginals"):
+        check_options(recipe.options, ["ot", "hungarian"])
+    with pytest.raises(MethodError, match="they have none"):
+        check_options(recipe.options, ["hungarian"])
 
 
 def test_where_no_method_can_run_the_table_says_why_and_the_status_is_2(tmp_path, monkeypatch, capsys):

@@ -48,7 +48,8 @@ def spoilt(value: float) -> Tensor:
         ((X, Y + 1), "labels must lie in 0..2, the model's classes. Got 3 at sample 2."),
         ((X, Y - 1), "Got -1 at sample 0"),
         ({"x": X, "y": Y.float()}, "labels must be one class index per sample. Got torch.float32 of shape (10,)"),
-        ({"x": X, "y": Y[:, None]}, "of shape (10, 1); say `labels: false` to do without."),
+        ({"x": X, "y": Y[:, None].float()}, "of shape (10, 1); say `labels: false` to do without."),
+        ({"x": X, "y": Y.float()}, "of shape (10,); store them as integers, or say `labels: false`"),
     ],
 )
 def test_bad_samples_are_named(data: Any, expected: str) -> None:

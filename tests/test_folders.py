@@ -31,6 +31,19 @@ def mnist(root: Path, count: int = 12) -> None:
             (raw / f"{name}.gz").write_bytes(gzip.compress(data))
 
 
+def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
+    deep = np.array([[0, 257, 32896], [65535, 12850, 1]], np.uint16)
+    for place in ("flat/1.png", "classes/a/1.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(deep).save(tmp_path / place)
+    want = [[0, 1, 128], [255, 50, 0]]
+    for image in (image_folder(tmp_path / "flat")[0], image_folder(tmp_path / "classes")[0][0]):
+        assert np.asarray(image)[..., 0].tolist() == want
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "flat" / "0.tiff")
+    with pytest.raises(DataError, match=r"images of mode 'F' hold 32-bit values.*as arrays"):
+        image_folder(tmp_path / "flat")[0]
+
+
 def test_folders_of_classes_and_flat_folders(tmp_path: Path) -> None:
     for name in ("b/2.png", "a/1.png", "b/1.jpg"):
         picture(tmp_path / "classes" / name)

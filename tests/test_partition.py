@@ -164,6 +164,14 @@ def test_names_are_the_boundaries():
     assert partition(found.program, found.axes, (path,)).levels[0].boundary == "features_4"
 
 
+def test_names_of_levels_are_names_too():
+    found = analysed("resnet20")
+    block = found.partition.levels[3]
+    assert block.name not in {n.name for n in found.program.module.graph.nodes}
+    for names in ((block.name,), [block.name]):
+        assert partition(found.program, found.axes, names).levels[0].boundary == block.boundary
+
+
 def test_an_unknown_name_is_an_error_with_the_nearest():
     found = analysed("mlp")
     name = found.partition.levels[0].boundary

@@ -95,6 +95,18 @@ def test_without_scores_the_report_says_so(tmp_path):
     assert "nothing was measured" in shown(result_table(result(scores=())))
 
 
+@pytest.mark.parametrize(
+    ("ensemble", "fused", "said"),
+    [(0.6, 0.5, "has nothing to gain"), (0.9, 0.5, "although the ensemble is not"), (0.9, 0.8, "")],
+)
+def test_a_network_below_its_best_parent_comes_with_advice(ensemble, fused, said):
+    figures = {"a": 0.7, "b": 0.4, "ensemble (probabilities)": ensemble, "fused": fused}
+    scores = tuple(Score(name, value, 1.0, 0.9, 10) for name, value in figures.items())
+    text = report_text(result(scores=scores), scored=False, fitted=False)
+    assert said in text
+    assert ("nothing to gain" in text or "wider target, more" in text) == bool(said)
+
+
 def test_one_parent_is_named_as_such():
     assert "nothing to merge" in report_text(result(parents=1), scored=True, fitted=True)
 

@@ -4,8 +4,11 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from torch import nn
 
-from fxfuse.errors import DeviceError, MethodError
+from fxfuse.data import input_names, labels_at_hand, samples_from
+from fxfuse.errors import DataError, DeviceError, MethodError
+from fxfuse.naming import with_inputs_of
 from fxfuse.pipeline import fuse
 from fxfuse.presets import METHODS
 from fxfuse.recipe import FinetuneSettings, FitSettings
@@ -36,6 +39,59 @@ def test_a_method_keeps_its_own_choices_unless_others_are_made():
 def test_what_a_method_does_not_know_is_refused(asked, message):
     with pytest.raises(MethodError, match=message):
         choose_method(**{"name": "kmeans", **asked})
+
+
+@pytest.mark.parametrize(
+    ("parents", "more", "message"),
+    [
+        (nn.Sequential(nn.Linear(5, 3)), {}, "parents must be a list of networks. Got a Sequential"),
+        (
+            [nn.Linear(5, 3).state_dict()],
+            {},
+            "parent 0 must be a torch.nn.Module. Got a OrderedDict; build the network",
+        ),
+        ([nn.Linear(5, 3)], {"target": "net"}, "target must be a torch.nn.Module. Got a str"),
+        ([nn.Linear(5, 3)], {"fit": {"steps": 3}}, "fit must be a FitSettings"),
+        ([nn.Linear(5, 3)], {"finetune": "3"}, "finetune must be epochs or a FinetuneSettings"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(parents, more, message):
+    with pytest.raises(MethodError, match=message):
+        fuse(parents, calibration=ROWS, **more)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        (
+            (torch.zeros(4, 5), torch.zeros(4, 1)),
+            r"other inputs than the calibration data: .* has \(5,\); .* has \(5,\), \(1,\)",
+        ),
+        (torch.zeros(4, 6), r"do not take the evaluation data .*samples of shape \(6,\); .* have \(5,\)"),
+    ],
+)
+def test_evaluation_data_that_the_networks_do_not_take_are_refused_before_the_work(evaluation, message, monkeypatch):
+    monkeypatch.setattr("fxfuse.pipeline.observe", None)
+    with pytest.raises(DataError, match=message):
+        fuse([nn.Linear(5, 3), nn.Linear(5, 3)], calibration=torch.randn(8, 5), evaluation=evaluation)
+
+
+def test_inputs_are_told_by_their_names_and_not_their_order():
+    first = samples_from({"a": torch.zeros(3, 1), "b": torch.ones(3, 2)})
+    other = samples_from({"b": torch.ones(3, 2), "a": torch.zeros(3, 1), "labels": torch.arange(3)})
+    found = with_inputs_of(first, other)
+    inputs, labels = found.take(torch.arange(2))
+    assert [tuple(x.shape) for x in inputs] == [(2, 1), (2, 2)]
+    assert labels.tolist() == [0, 1]
+    assert input_names(found) == ("a", "b")
+    assert labels_at_hand(found).tolist() == [0, 1, 2]
+    assert with_inputs_of(first, first) is first
+
+
+def test_an_average_of_other_widths_is_refused_with_a_word_on_what_to_take():
+    parents = [nn.Sequential(nn.Linear(5, w), nn.ReLU(), nn.Linear(w, 3)) for w in (4, 6)]
+    with pytest.raises(MethodError, match=r"all widths must be equal.*have 4, 6 and the target 4; take another method"):
+        fuse(parents, calibration=torch.randn(8, 5), method="average")
 
 
 def test_parents_have_shares_that_sum_to_one_and_names():

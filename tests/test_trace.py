@@ -277,6 +277,12 @@ def test_the_innermost_module_that_cannot_be_followed_becomes_a_leaf():
     assert_faithful(model, program.module, (torch.randn(3, 4),))
 
 
+def test_torch_export_keeps_no_leaf():
+    entry = ZOO["resnet20"]
+    with pytest.raises(TraceError, match=r"torch\.export opens every module, so it keeps no leaf whole \(stem\)"):
+        trace(entry.factory(), entry.example(), leaves=["stem"], front_end="export")
+
+
 def test_named_leaves_stay_whole():
     model = randomise(ZOO["resnet20"].factory(), seed=1).eval()
     kind = type(next(m for n, m in model.named_modules() if n.count(".") == 1 and m._modules)).__name__

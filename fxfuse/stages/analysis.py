@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxfuse.data import few_inputs, input_names
 from fxfuse.data_checks import check_labels
-from fxfuse.errors import DataError, MismatchError, TraceError, nearest
+from fxfuse.errors import DataError, MethodError, MismatchError, TraceError, nearest
 from fxfuse.label_space import LabelSpace, class_count
 from fxfuse.naming import in_order
 from fxfuse.passes.axes import axes
@@ -25,7 +25,7 @@ from fxfuse.passes.resize import scale
 from fxfuse.passes.trace import trace
 from fxfuse.recipe import FrontEndChoice
 from fxfuse.samples import Samples
-from fxfuse.stages.arguments import Data, Job, Tracing
+from fxfuse.stages.arguments import Choice, Data, Job, Tracing
 from fxfuse.types import Analysis, Granularity, Program
 from fxfuse.weights import check_finite
 
@@ -109,6 +109,8 @@ def match_parents(
         _check_order([aimed.program, *(analysis.program for analysis in analyses)])
     shown, data = _in_order(shown, data, aimed.program, job.tracing)
     pairs = correspond(aimed, analyses)
+    if union is None:
+        _check_widths(job.method, pairs)
     job.method.form.check(pairs, job.parents.shares)
     _check_labels(data, pairs.reference.program)
     state = None
@@ -135,6 +137,19 @@ def _traced(module: nn.Module, name: str, example: Example, tracing: Tracing, cl
         front_end=tracing.front_end,
         classes=classes,
     )
+
+
+def _check_widths(method: Choice, pairs: Correspondence) -> None:
+    if method.preset.solver != "average" or method.form.form != "fused":
+        return
+    for space in pairs.reference.axes.spaces:
+        widths = pairs.widths(space.id)
+        if set(widths) != {space.size}:
+            raise MethodError(
+                f"method {method.name!r} pairs neurons by their numbers, so all widths must be equal. At "
+                f"{space.name!r} the parents have {', '.join(map(str, widths))} and the target {space.size}; take "
+                "another method, such as 'hungarian-linear'"
+            )
 
 
 def _shown(example: Example | None, data: Data) -> Example:
@@ -186,6 +201,23 @@ def _check_labels(data: Data, reference: Program) -> None:
     for samples, what in ((data.calibration, "calibration data"), (data.evaluation, "evaluation data")):
         if samples is not None:
             check_labels(samples, count, what)
+    if data.evaluation is not None and data.calibration is not None:
+        _check_taken(data.evaluation, reference)
+
+
+def _check_taken(evaluation: Samples, reference: Program) -> None:
+    inputs, _ = evaluation.take(torch.arange(min(2, len(evaluation))))
+    try:
+        with torch.no_grad():
+            reference.module(*inputs)
+    except Exception as error:  # the user's network, and torch, may raise anything
+        shapes, traced = (
+            ", ".join(str(tuple(x.shape[1:])) for x in tensors) for tensors in (inputs, reference.example)
+        )
+        raise DataError(
+            f"the networks do not take the evaluation data ({evaluation.description}), samples of shape {shapes}; "
+            f"those of the calibration data have {traced}"
+        ) from error
 
 
 def _target(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from fxfuse.data import samples_from
 from fxfuse.data_checks import check
@@ -12,6 +13,7 @@ from fxfuse.errors import MethodError
 from fxfuse.forms import Chosen, choose_form
 from fxfuse.label_space import LabelSpace, label_space
 from fxfuse.methods import customised
+from fxfuse.naming import with_inputs_of
 from fxfuse.numbering import in_label_space, numbered_alike
 from fxfuse.passes.descent import make_optimizer
 from fxfuse.passes.fitting import Store
@@ -125,6 +127,19 @@ def choose_method(
     return Choice(name, preset, choose_form(preset, name, budget, router), wanted)  # type: ignore[arg-type]  # found
 
 
+def check_modules(parents: object, target: object, base: object) -> None:
+    """Raise ``MethodError`` for parents, a target or a base model of another kind than ``fuse`` takes."""
+    if isinstance(parents, nn.Module | Mapping) or not isinstance(parents, Sequence):
+        raise MethodError(f"parents must be a list of networks. Got a {type(parents).__name__}: write [a, b].")
+    others = [("base", base)] if base is not None else []
+    if target is not None and not isinstance(target, int | float):
+        others.append(("target", target))
+    for what, module in [*((f"parent {i}", parent) for i, parent in enumerate(parents)), *others]:
+        if not isinstance(module, nn.Module):
+            hint = "; build the network and load the state into it" if isinstance(module, Mapping) else ""
+            raise MethodError(f"{what} must be a torch.nn.Module. Got a {type(module).__name__}{hint}.")
+
+
 def describe_parents(
     count: int,
     names: Sequence[str] | None,
@@ -153,6 +168,12 @@ def _shares(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:
 def choose_training(method: Choice, head: Head, fit: FitSettings | None, finetune: FinetuneSettings | int) -> Training:
     """How the network is to be trained. Raises ``MethodError`` for an optimiser that cannot be made, and for what
     changes the network as a whole where parents stay as branches."""
+    if fit is not None and not isinstance(fit, FitSettings):
+        raise MethodError(
+            f"fit must be a FitSettings, such as fxfuse.FitSettings(steps=100). Got a {type(fit).__name__}."
+        )
+    if not isinstance(finetune, FinetuneSettings | int):
+        raise MethodError(f"finetune must be epochs or a FinetuneSettings. Got a {type(finetune).__name__}.")
     tuning = finetune if isinstance(finetune, FinetuneSettings) else FinetuneSettings(epochs=finetune)
     training = Training(head, fit or FitSettings(), tuning)
     if tuning.epochs:
@@ -183,6 +204,8 @@ def read_data(job: Job, calibration: Any, evaluation: Any) -> Data:
         check(fitted, at_most=LOOKED_AT)
     if judged is not None:
         check(judged, what="evaluation data", at_most=LOOKED_AT)
+    if fitted is not None and judged is not None:
+        judged = with_inputs_of(fitted, judged)
     labelled = fitted is not None and fitted.labelled
     training = job.training
     if training.head == "labels" and fitted is not None and not labelled:
