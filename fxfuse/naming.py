@@ -43,10 +43,9 @@ def with_inputs_of(calibration: Samples, evaluation: Samples) -> Samples:
         samples.take(torch.arange(min(1, len(samples)))) for samples in (calibration, evaluation)
     )
     names, own = input_names(calibration), input_names(evaluation)
-    if names is not None and own is not None and sorted(names) == sorted(own):
-        places = [own.index(name) for name in names]
-        return evaluation if names == own else Ordered(evaluation, places, names)
-    if len(fitted) == len(judged) and (names is None or own is None):
+    if names is not None and own is not None:
+        return in_order(evaluation, names, "evaluation data")
+    if len(fitted) == len(judged):
         return evaluation
     said = [
         f"{samples.description} has {', '.join(called or (str(tuple(x.shape[1:])) for x in inputs))}"

@@ -131,7 +131,7 @@ def _accuracy(parent: nn.Module, data: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("scale"), r"evaluation data \(dict given in Python\) lacks the input 'scale': .* takes inp"),
+        (lambda d: d.pop("scale"), r"evaluation data \(dict given in Python\) lacks the input 'scale': .* takes "),
         (lambda d: d.update(scales=d.pop("scale")), "has the input 'scales', .* did you mean 'scale'"),
     ],
     ids=["missing", "unexpected"],
