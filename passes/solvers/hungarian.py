@@ -27,7 +27,7 @@ from fxfuse.types import Grouping, SpaceStatistics
 
 MAX_SWEEPS = 50
 
-SETTLED = 1e-4
+SETTLED = 1e-5
 """Sweeps go on while one brings more than this part of the neurons' energy: the last ones bring next to nothing."""
 
 ROWS_AT_ONCE = 1024
