@@ -10,14 +10,20 @@ from fxfuse.samples import Samples
 
 
 def check(
-    samples: Samples, num_classes: int | None = None, *, what: str = "calibration data", at_most: int | None = None
+    samples: Samples,
+    num_classes: int | None = None,
+    *,
+    what: str = "calibration data",
+    at_most: int | None = None,
+    judged: bool = False,
 ) -> None:
     """Raise ``DataError`` unless the samples can be used.
 
     There must be two or more; inputs must be finite and of one shape; labels, if any, must be class indices from 0,
     below ``num_classes`` if that is given, or -100 for a sample without one. Reads all samples, or ``at_most``, evenly
     spread (data often lie class by class), and all labels that can be had without reading inputs. ``what`` names the
-    data in messages.
+    data in messages. Data that networks are only ``judged`` by may have a class index for every position, or
+    floating-point targets, which must be finite.
     """
     subject = f"The {what} ({samples.description})"
     if len(samples) == 0:
@@ -37,15 +43,15 @@ def check(
             both = f"{[tuple(s) for s in found]} and {[tuple(s) for s in shapes]}"
             raise DataError(f"{subject} has samples of different shapes: {both}, at sample {int(numbers[0])}.")
         if labels is not None:
-            _check_labels(labels, num_classes, subject, numbers)
-    check_labels(samples, num_classes, what)
+            _check_labels(labels, num_classes, subject, numbers, judged)
+    check_labels(samples, num_classes, what, judged)
 
 
-def check_labels(samples: Samples, num_classes: int | None, what: str) -> None:
+def check_labels(samples: Samples, num_classes: int | None, what: str, judged: bool = False) -> None:
     """Raise ``DataError`` for labels that are out of range, as far as they are known without reading inputs."""
     labels = labels_at_hand(samples)
     if labels is not None:
-        _check_labels(labels, num_classes, f"The {what} ({samples.description})", torch.arange(len(labels)))
+        _check_labels(labels, num_classes, f"The {what} ({samples.description})", torch.arange(len(labels)), judged)
 
 
 def _check_finite(x: Tensor, subject: str, part: str, numbers: Tensor) -> None:
@@ -57,8 +63,11 @@ def _check_finite(x: Tensor, subject: str, part: str, numbers: Tensor) -> None:
     raise DataError(f"{subject}: {part}sample {int(numbers[first])} has {kind} values; every input must be finite.")
 
 
-def _check_labels(labels: Tensor, num_classes: int | None, subject: str, numbers: Tensor) -> None:
-    if labels.is_floating_point() or labels.ndim != 1:
+def _check_labels(labels: Tensor, num_classes: int | None, subject: str, numbers: Tensor, judged: bool) -> None:
+    if judged and labels.is_floating_point():
+        _check_finite(labels, subject, "the target of ", numbers)
+        return
+    if not judged and (labels.is_floating_point() or labels.ndim != 1):
         whole = labels.ndim == 1 and bool((labels == labels.round()).all())
         cure = "store them as integers, or " if whole else ""
         raise DataError(
@@ -69,6 +78,6 @@ def _check_labels(labels: Tensor, num_classes: int | None, subject: str, numbers
     wrong = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
     wrong &= labels != UNKNOWN
     if bool(wrong.any()):
-        first = int(wrong.nonzero()[0])
+        first = int(wrong.reshape(len(labels), -1).any(1).nonzero()[0])
         bound = "not be negative" if num_classes is None else f"lie in 0..{num_classes - 1}, the model's classes"
-        raise DataError(f"{subject}: labels must {bound}. Got {int(labels[first])} at sample {int(numbers[first])}.")
+        raise DataError(f"{subject}: labels must {bound}. Got {int(labels[wrong][0])} at sample {int(numbers[first])}.")

@@ -118,7 +118,7 @@ def _check_data(
         if union is not None:
             classes = union.size
         read = samples if union is None else in_label_space(samples, union.names, what)
-        check(read, classes, what=what, at_most=most)
+        check(read, classes, what=what, at_most=most, judged=union is None and samples is evaluation)
         if union is None and classes is not None:
             check_named(read, classes, what)
     if recipe.head == "labels" and calibration is not None and not calibration.labelled:

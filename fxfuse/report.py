@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from rich.markup import escape
 from rich.table import Table
@@ -109,6 +109,8 @@ def _comparison_title(result: FuseResult) -> str:
     where = f"on {_judged_on(result.settings)}"
     if any(score.accuracy is not None for score in result.scores):
         return where
+    if any(score.loss is not None for score in result.scores):
+        return f"{where}: the loss is the mean squared error to the targets"
     if any(score.agreement is not None for score in result.scores):
         return f"{where} without labels: how often each network answers as the ensemble does"
     return f"{where}: how far each network's outputs are from the parents' mean output"
@@ -165,9 +167,12 @@ def _verdict(scores: tuple[Score, ...], where: str) -> str:
     if not scores:
         return "No evaluation data was given, so nothing is known about how well the fused network does.\n"
     labelled = any(score.accuracy is not None for score in scores)
+    if not labelled and any(score.loss is not None for score in scores):
+        return _figures(scores, f"{where}: mean squared error to the targets", "loss")
     best = {kind: _best(scores, kind, labelled) for kind in ("fused", "parent", "ensemble", "average")}
     if best["fused"] is None:
-        return _distances(scores, where)
+        what = f"{where}: squared distance to the parents' mean output, relative to its energy"
+        return _figures(scores, what, "error", " 0 is that output.")
     figure, word = best["fused"][1], "accuracy" if labelled else "agreement with the ensemble"
     comma = "," if "," in where else ""
     text = f"{where}{comma} the fused network reaches **{100 * figure:.2f} %** {word}"
@@ -204,14 +209,17 @@ def _advice(accuracy: Mapping[str, float]) -> str:
     )
 
 
-def _distances(scores: tuple[Score, ...], where: str) -> str:
-    """The same where there are no classes: how far outputs are from the parents' mean output."""
-    found = {kind: [s.error for s in scores if s.error is not None and role(s.name) == kind] for kind in get_args(Role)}
+def _figures(scores: tuple[Score, ...], what: str, column: Literal["loss", "error"], end: str = "") -> str:
+    """The same where there are no classes: how far outputs are from targets, or from the parents' mean output."""
+    figures = [(role(s.name), getattr(s, column)) for s in scores]
+    found = {kind: [value for own, value in figures if own == kind and value is not None] for kind in get_args(Role)}
     if not found["fused"]:
         return "The fused network was not measured.\n"
     words = {"fused": "the fused network", "parent": "the nearest parent", "average": "plain weight averaging"}
+    if column == "loss":
+        words |= {"parent": "the best parent", "ensemble": "the ensemble"}
     said = ", ".join(f"{name} {min(found[kind]):.3g}" for kind, name in words.items() if found[kind])
-    return f"{where}: squared distance to the parents' mean output, relative to its energy: {said}. 0 is that output.\n"
+    return f"{what}: {said}.{end}\n"
 
 
 def _best(scores: tuple[Score, ...], kind: str, labelled: bool) -> tuple[str, float] | None:

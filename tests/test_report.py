@@ -85,6 +85,17 @@ def test_outputs_without_classes_are_judged_by_their_distance():
     assert "accuracy" not in table
 
 
+def test_networks_with_targets_are_judged_by_their_squared_error():
+    losses = {"parent 0": 0.5, "ensemble (mean output)": 0.25, "average": 2.0, "fused": 0.3}
+    scores = tuple(Score(name, None, loss, None, 100, error=0.1) for name, loss in losses.items())
+    text = report_text(result(scores=scores), scored=False, fitted=True)
+    assert (
+        "squared error to the targets: the fused network 0.3, the best parent 0.5, plain weight averaging 2, " in text
+    )
+    assert "the ensemble 0.25." in text
+    assert "the loss is the mean squared error" in shown(result_table(result(scores=scores)))
+
+
 def test_without_scores_the_report_says_so(tmp_path):
     write_report(result(scores=(), levels=()), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["levels.json", "partition.svg", "report.md"]

@@ -76,6 +76,40 @@ def test_evaluation_data_that_the_networks_do_not_take_are_refused_before_the_wo
         fuse([nn.Linear(5, 3), nn.Linear(5, 3)], calibration=torch.randn(8, 5), evaluation=evaluation)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(4, dtype=torch.long), r"labels of shape \[2\] do not fit the output"),
+        (torch.full((4, 7), 3), r"labels must lie in 0\.\.2"),
+        (torch.zeros(4, 2), r"targets of shape \[2, 2\] do not fit"),
+        (torch.full((4, 7, 3), torch.nan), "the target of sample 0 has NaN"),
+    ],
+)
+def test_labels_that_do_not_fit_the_output_are_refused_before_the_work(labels, message, monkeypatch):
+    monkeypatch.setattr("fxfuse.pipeline.observe", None)
+    rows = torch.randn(4, 7, 5)
+    with pytest.raises(DataError, match=message):
+        fuse([nn.Linear(5, 3), nn.Linear(5, 3)], calibration=rows, evaluation={"x": rows, "labels": labels})
+
+
+@pytest.mark.parametrize("targets", [torch.arange(28).reshape(4, 7) % 3, torch.randn(4, 7, 3)])
+def test_networks_are_judged_at_every_position_and_by_targets(targets):
+    rows, method = torch.randn(4, 7, 5), "hungarian"
+    parents = [nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(2)]
+    result = fuse(parents, calibration=rows, evaluation={"x": rows, "labels": targets}, method=method)
+    own = [s for s in result.scores if s.name in ("parent 0", "parent 1")]
+    for parent, row in zip(parents, own, strict=True):
+        with torch.no_grad():
+            out = parent(rows)
+        if targets.is_floating_point():
+            assert (row.accuracy, row.loss) == (None, pytest.approx(float((out - targets).square().mean()), rel=1e-5))
+        else:
+            assert row.accuracy == pytest.approx(float((out.argmax(2) == targets).double().mean()))
+            assert row.loss == pytest.approx(
+                float(torch.nn.functional.cross_entropy(out.flatten(0, 1), targets.flatten()))
+            )
+
+
 def test_inputs_are_told_by_their_names_and_not_their_order():
     first = samples_from({"a": torch.zeros(3, 1), "b": torch.ones(3, 2)})
     other = samples_from({"b": torch.ones(3, 2), "a": torch.zeros(3, 1), "labels": torch.arange(3)})

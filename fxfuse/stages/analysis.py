@@ -23,8 +23,9 @@ from fxfuse.passes.merges import State, reference_states
 from fxfuse.passes.partition import partition
 from fxfuse.passes.resize import scale
 from fxfuse.passes.trace import trace
+from fxfuse.passes.verify import score
 from fxfuse.recipe import FrontEndChoice
-from fxfuse.samples import Samples
+from fxfuse.samples import Samples, Subset
 from fxfuse.stages.arguments import Choice, Data, Job, Tracing
 from fxfuse.types import Analysis, Granularity, Program
 from fxfuse.weights import check_finite
@@ -112,7 +113,7 @@ def match_parents(
     if union is None:
         _check_widths(job.method, pairs)
     job.method.form.check(pairs, job.parents.shares)
-    _check_labels(data, pairs.reference.program)
+    _check_labels(data, pairs.reference.program, union is not None)
     state = None
     if base is not None:
         found = _analyse(base, "base", shown, job.tracing, job.parents.classes(0))
@@ -192,17 +193,22 @@ def _in_order(shown: Example, data: Data, target: Program, tracing: Tracing) -> 
     return shown, made
 
 
-def _check_labels(data: Data, reference: Program) -> None:
+def _check_labels(data: Data, reference: Program, maps: bool) -> None:
     """What is found here would otherwise be found when everything is done."""
     with torch.no_grad():
         outputs = answers(reference.module(*reference.example))
     shape = next((y.shape for y in outputs if y.ndim <= 2), None)  # what one label per sample can be compared with
     count = None if shape is None else 2 if len(shape) == 1 else class_count(shape)
-    for samples, what in ((data.calibration, "calibration data"), (data.evaluation, "evaluation data")):
-        if samples is not None:
-            check_labels(samples, count, what)
-    if data.evaluation is not None and data.calibration is not None:
+    if data.calibration is not None:
+        check_labels(data.calibration, count, "calibration data")
+    if data.evaluation is None:
+        return
+    check_labels(data.evaluation, count, "evaluation data", judged=not maps)
+    if data.calibration is not None:
         _check_taken(data.evaluation, reference)
+    if data.evaluation.labelled and not maps:
+        few = Subset(data.evaluation, torch.arange(min(2, len(data.evaluation))))
+        score("the network", reference.module, few, device=torch.device("cpu"))
 
 
 def _check_taken(evaluation: Samples, reference: Program) -> None:

@@ -203,7 +203,7 @@ def read_data(job: Job, calibration: Any, evaluation: Any) -> Data:
     if fitted is not None:
         check(fitted, at_most=LOOKED_AT)
     if judged is not None:
-        check(judged, what="evaluation data", at_most=LOOKED_AT)
+        check(judged, what="evaluation data", at_most=LOOKED_AT, judged=not names)
     if fitted is not None and judged is not None:
         judged = with_inputs_of(fitted, judged)
     labelled = fitted is not None and fitted.labelled
