@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+import torchvision  # noqa: F401  its operators
 from axis_cases import Body
 from axis_nets import Net, tensor
 from torch import Tensor, nn
@@ -156,3 +157,26 @@ case(
     lambda n, x: (n.w @ n.a(x).view(3, 2, 4, 16).transpose(2, 3).reshape(3, 32, 1, 4, 1)).squeeze(4).sum(1).norm(dim=2),
     a=C(3, 8, 1), w=(1, 32, 3, 5, 4),
 )  # fmt: skip
+
+
+def deformed(groups: int, offset_groups: int, mask: bool) -> Body:
+    def body(n: Net, x: Tensor) -> Tensor:
+        h = n.a(x)
+        shifts, shares = n.d(h).sin().split([8 * offset_groups, 4 * offset_groups], 1)
+        share = shares if mask else shares.new_zeros(3, 1)
+        operator = torch.ops.torchvision.deform_conv2d.default
+        seen = operator(h, n.w, shifts, share, n.c, 1, 1, 0, 0, 1, 1, groups, offset_groups, mask)
+        return n.b(seen).mean((2, 3))
+
+    return body
+
+
+for name, expected, groups, offset_groups, mask in (
+    ("deformed", "6 8 4", 1, 1, False),
+    ("deformed, two groups of offsets", "6 4", 1, 2, True),
+    ("deformed, two groups", "2 2*3 2*4", 2, 1, True),
+):
+    case(
+        name, expected, IMAGE, deformed(groups, offset_groups, mask),
+        a=C(3, 8, 1), d=C(8, 12 * offset_groups, 2), w=(6, 8 // groups, 2, 2), c=(6,), b=C(6, 3, 1),
+    )  # fmt: skip

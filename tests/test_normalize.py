@@ -114,6 +114,18 @@ def test_dropout_identities_checks_and_dead_code_go(front_end):
     assert [n.op for n in module.graph.nodes] == ["placeholder", "call_module", "output"]
 
 
+@BOTH
+def test_a_copy_stays_where_an_operator_asks_how_numbers_lie(front_end):
+    def forward(self, x):
+        pairs = self.layer(x).unflatten(1, (2, 3)).mT.contiguous().relu()
+        return torch.view_as_complex(pairs).abs() @ torch.kron(self.a.t().contiguous(), self.b)
+
+    state = {"layer": nn.Linear(4, 6), "a": nn.Parameter(torch.zeros(2, 3)), "b": nn.Parameter(torch.zeros(1, 2))}
+    model, module = traced(forward, torch.randn(2, 4), state=state, front_end=front_end)
+    x = torch.randn(3, 4)
+    assert torch.allclose(model(x), module(x), atol=1e-6)
+
+
 def test_pads_that_shift_are_kept():
     model, module = traced(
         lambda self, x: self.layer(F.pad(x, (1, -1))), torch.randn(2, 4), state={"layer": nn.Linear(4, 6)}

@@ -259,6 +259,32 @@ def _grouped(call: Call, channels: Dim, weight: Dims, groups: int, transposed: b
     return out
 
 
+@axis_rule("torchvision::deform_conv2d")
+def convolution_deformed(call: Call) -> Dims:
+    """A convolution whose kernel looks elsewhere at every place of every sample. Each group of input channels has
+    offsets of its own."""
+    x, weight = call.dims(0), call.dims(1)
+    groups, offset_groups = call.named("groups"), call.named("offset_groups")
+    for other in (call.dims(2), *([call.dims(3)] if call.named("use_mask") else [])):
+        unify_all([(x[0], other[0])])
+        for dim in other[1:]:
+            pin(dim)
+    for dim in (*x[2:], *weight[2:]):
+        pin(dim)
+    parts = regroup(x[1], [offset_groups, size_of(x[1]) // offset_groups]) if offset_groups > 1 else [[], x[1]]
+    pin(x[1] if parts is None else parts[0])
+    if groups == 1:
+        call.join(x[1], weight[1])
+        call.product(call.args[0], x[1], call.args[1], weight[1])
+        out = expand(weight[0])
+        free_of([x[0], out], [x[1]])
+    else:
+        out = _grouped(call, x[1], weight, groups, transposed=False)
+    dims = [expand(x[0]), out, *(fresh(n, pinned=True) for n in call.shape()[2:])]
+    _add_bias(dims, call.dims(4), 1)
+    return dims
+
+
 # ----------------------------------------------------------------------------------------------- attention
 
 

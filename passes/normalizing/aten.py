@@ -132,6 +132,10 @@ def _to(a: Arguments) -> Call:
     return "to", (a["self"], dtype if dtype is not None else source.dtype), {}
 
 
+def _clone(a: Arguments) -> Call:
+    return "contiguous" if a.get("memory_format") is torch.contiguous_format else torch.clone, (a["self"],), {}
+
+
 def _factory(target: Any, *names: str) -> Callable[[Arguments], Call]:
     def entry(a: Arguments) -> Call:
         args = tuple(tuple(a[n]) if isinstance(a[n], list) else a[n] for n in names)
@@ -301,7 +305,7 @@ TABLE: dict[str, Callable[[Arguments], Call | None]] = {
     "to.other": _to,
     "_to_copy": _to,
     "type_as": _plainly("type_as", "self", "other"),
-    "clone": _unary(torch.clone),
+    "clone": _clone,
     "contiguous": _unary("contiguous"),
     "detach": _unary(torch.detach),
     "alias": _unary(torch.clone),

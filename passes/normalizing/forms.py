@@ -189,21 +189,36 @@ _DROPOUT = frozenset(
 )
 _CHECKS = frozenset({torch._assert})
 _NO_OP_METHODS = frozenset({"contiguous", "detach", "requires_grad_", "clone", "cpu_", "data"})
+_ASKS_STRIDES = frozenset({"view_as_complex", "kron", "as_strided"})
+"""Operators that look at how the numbers of their operand lie in memory: a copy that lays them out is none too many."""
 
 
 def drop_identities(module: fx.GraphModule) -> int:
     """Drop dropout, copies that nothing can tell from their source, casts to the same type, checks and guards."""
     changes = 0
+    laid_out = _laid_out(module.graph)
     for node in list(module.graph.nodes):
         if _is_check(module, node):
             if not node.users:
                 module.graph.erase_node(node)
                 changes += 1
-        elif _is_identity(node):
+        elif node not in laid_out and _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
             changes += 1
     return changes
+
+
+def _laid_out(graph: fx.Graph) -> set[fx.Node]:
+    """The copies whose layout in memory an operator further on may ask for."""
+    before: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        asks = str(getattr(node.target, "__name__", node.target)).split(".")[0] in _ASKS_STRIDES
+        retyped = node.target == "view"  # with a type: with sizes it is a reshape
+        if asks or retyped or node in before:
+            before.update(node.all_input_nodes)
+    copies = {"contiguous", "clone", torch.clone}
+    return {node for node in before if node.target in copies}
 
 
 def _is_check(module: fx.GraphModule, node: fx.Node) -> bool:
