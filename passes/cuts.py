@@ -92,18 +92,40 @@ def _carrying(node: fx.Node, carriers: set[fx.Node]) -> list[fx.Node]:
 
 
 def single_tensor_cuts(view: View) -> list[fx.Node]:
-    """Values that no edge jumps over, in topological order; with several outputs, per output over its ancestors."""
+    """Values that no edge jumps over, in topological order; with several outputs, per output over its ancestors.
+
+    What is made from inputs without weights and only read beside what weights have touched (a mask, a bias by position)
+    is at hand everywhere: that all layers read it does not tie them together.
+    """
     found: dict[fx.Node, None] = {}
+    aside = _aside(view)
     for output in view.outputs:
         ancestors = _ancestors(view, output)
         nodes = [n for n in view.nodes if n in ancestors]
         at = {n: i for i, n in enumerate(nodes)}
         reach = 0
         for i, node in enumerate(nodes):
+            if node in aside:
+                continue
             if reach <= i and node.op != "placeholder" and view.is_tensor(node):
                 found[node] = None
             reach = max([reach, *(at[u] for u in view.users[node] if u in at)])
     return [n for n in view.nodes if n in found]
+
+
+def _aside(view: View) -> set[fx.Node]:
+    """The values that are made from inputs without weights, and that no weight operator works on until they have met
+    one that weights have touched."""
+    given: set[fx.Node] = set()
+    for node in view.nodes:
+        if not view.is_weighted(node) and all(source in given for source in view.inputs[node]):
+            given.add(node)
+    aside = set(given)
+    for node in reversed(view.nodes):
+        begins = node not in given and all(source in given for source in view.inputs[node])
+        if begins or (node in given and node not in aside):
+            aside.difference_update(view.inputs[node])
+    return aside
 
 
 def _ancestors(view: View, node: fx.Node) -> set[fx.Node]:
@@ -148,7 +170,7 @@ def block_ends(view: View) -> list[fx.Node]:
         if weighted:
             if last is not None:
                 boundaries.append(last)
-            if len(weighted) > DEEP and _depth(view, segment) > DEEP:
+            if len(weighted) > DEEP and depth(view, segment) > DEEP:
                 boundaries.extend(n for n in weight_ends(view, segment) if n is not cut)
             last = cut
         elif last is not None and last not in boundaries:
@@ -160,13 +182,13 @@ def block_ends(view: View) -> list[fx.Node]:
     return list(dict.fromkeys(boundaries))
 
 
-def _depth(view: View, segment: Sequence[fx.Node]) -> int:
-    """The most weight operators on one path through a segment."""
-    depth: dict[fx.Node, int] = {}
+def depth(view: View, segment: Sequence[fx.Node]) -> int:
+    """The most weight operators on one path through nodes in topological order."""
+    found: dict[fx.Node, int] = {}
     for node in segment:
-        before = max((depth.get(source, 0) for source in view.inputs[node]), default=0)
-        depth[node] = before + int(view.is_weighted(node))
-    return max(depth.values())
+        before = max((found.get(source, 0) for source in view.inputs[node]), default=0)
+        found[node] = before + int(view.is_weighted(node))
+    return max(found.values())
 
 
 def _is_tail(view: View, before: fx.Node, after: fx.Node, segment: Sequence[fx.Node]) -> bool:

@@ -6,13 +6,19 @@ they are instances of the same class. So: if all the parameters of one level are
 class, the class is a *block class*, and levels that lie wholly inside one of its instances become one level, as long as
 nothing outside reads them but through the last one. Of nested instances with the same parameters the innermost decides,
 for a stage that happens to hold one block says nothing about stages; containers of ``torch.nn`` say nothing either.
+
+Some blocks never have a residual connection: the Fire module of a SqueezeNet, the pair of convolutions of a U-Net. So a
+class is a block class too if it occurs more than once and every instance is a *chain*: two levels or more, each of them
+wholly inside, none of which adds its input back or lies in an instance of another block class (such levels are blocks
+themselves), with no more weight operators on a path than a block may have.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import fx
 
-from fxfuse.passes.cuts import View
+from fxfuse.passes.cuts import DEEP, View, depth
 from fxfuse.passes.graphs import CLASSES, SCOPE
 from fxfuse.passes.owners import Owners
 
@@ -37,6 +43,7 @@ def without_inner(module: fx.GraphModule, view: View, owners: Owners) -> list[fx
         whole = [path for path in shared[boundary] if sizes[path] == len(nodes)]
         if whole:
             block_classes.add(classes[whole[-1]])
+    block_classes |= _chain_classes(view, members, _Instances(classes, sizes, shared), block_classes)
     blocks: dict[str, list[fx.Node]] = {}
     for boundary in owners.boundaries:
         block = next((path for path in shared[boundary] if classes[path] in block_classes), None)
@@ -48,6 +55,73 @@ def without_inner(module: fx.GraphModule, view: View, owners: Owners) -> list[fx
         if all(b not in outputs and readers[b] <= set(ends) for b in ends[:-1]):
             inner.update(ends[:-1])
     return [b for b in owners.boundaries if b not in inner]
+
+
+@dataclass(frozen=True, slots=True)
+class _Instances:
+    """The class at each path, how many nodes with parameters lie in it, and the paths that hold each level whole."""
+
+    classes: Mapping[str, str]
+    sizes: Mapping[str, int]
+    shared: Mapping[fx.Node, list[str]]
+
+
+def _chain_classes(
+    view: View, members: Mapping[fx.Node, list[fx.Node]], known: _Instances, blocks: set[str]
+) -> set[str]:
+    """Classes that occur more than once, and as chains of levels every time; the innermost ones."""
+    inside: dict[str, list[fx.Node]] = {}
+    for boundary, around in known.shared.items():
+        for path in around:
+            inside.setdefault(path, []).append(boundary)
+    instances: dict[str, list[str]] = {}
+    for path in known.sizes:
+        instances.setdefault(known.classes[path], []).append(path)
+    found = set[str]()
+    for name, places in instances.items():
+        if len(places) > 1 and all(_is_chain(view, members, known, inside.get(p, []), p, blocks) for p in places):
+            found.add(name)
+    return {name for name in found if not any(_holds_another(path, name, known, found) for path in instances[name])}
+
+
+def _is_chain(
+    view: View,
+    members: Mapping[fx.Node, list[fx.Node]],
+    known: _Instances,
+    ends: list[fx.Node],
+    path: str,
+    blocks: set[str],
+) -> bool:
+    nodes = [node for end in ends for node in members[end]]
+    if len(ends) < 2 or sum(bool(view.parameters[node]) for node in nodes) != known.sizes[path]:
+        return False
+    if any(known.classes[inner] in blocks for end in ends for inner in known.shared[end]):
+        return False
+    return depth(view, nodes) <= DEEP and not any(_adds_input(view, end, set(members[end])) for end in ends)
+
+
+def _holds_another(path: str, name: str, known: _Instances, found: set[str]) -> bool:
+    return any(
+        inner.startswith(f"{path}.") and known.classes[inner] in found and known.classes[inner] != name
+        for inner in known.sizes
+    )
+
+
+def _adds_input(view: View, end: fx.Node, own: set[fx.Node]) -> bool:
+    """Whether a level has weights and a way around them, from what it reads to its end."""
+    if not any(view.is_weighted(node) for node in own):
+        return False
+    stack, seen = [end], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in seen or view.is_weighted(node):
+            continue
+        seen.add(node)
+        sources = view.inputs[node]
+        if any(source not in own and source.op != "placeholder" for source in sources):
+            return True
+        stack.extend(source for source in sources if source in own)
+    return False
 
 
 def _paths(view: View, classes: Mapping[str, str]) -> Paths:

@@ -6,7 +6,7 @@ graph can say. A recurrence over them is one over the padded input, step for ste
     ``rev(x)_t = x_(n-1-t)`` for ``t < n``, ``x_t`` behind that,
 
 the forward direction is ``y = f(x)``, because step ``t`` reads no later one; the backward direction is
-``y = rev(f(rev(x)))``; the final state is ``y_(n-1)``. What stands at ``t >= n`` is never read by what stands before it,
+``y = rev(f(rev(x)))``; the final state is ``y_(n-1)``. What stands at ``t >= n`` is never read by what stands before,
 and padding again overwrites it. Here ``torch.nn.utils.rnn``'s own functions run on padded data: a ``PackedSequence``
 holds the padded tensor, batch first, and :class:`Steps` in the place of the batch sizes. Layers and directions become
 one operator each, with the parameters where they are.

@@ -26,7 +26,9 @@ COUNTS = {
     "efficientnet_b0": 19,  # 16 inverted residuals
     "shufflenet_v2_x0_5": 19,
     "regnet_y_400mf": 18,  # its first stage is one block: stages are no blocks all the same
-    "squeezenet1_0": 19,
+    "squeezenet1_0": 11,  # stem, 8 fire modules, the last convolution, the mean behind it
+    "googlenet": 13,  # 3 convolutions, 9 inception modules, classifier
+    "mnasnet0_5": 20,  # as MobileNetV2
 }
 SLOW_COUNTS = {
     "resnet50": (18, 64),
@@ -39,7 +41,7 @@ SLOW_COUNTS = {
 
 
 def torchvision_levels(name, size=64):
-    options = {"aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
+    options = {"aux_logits": False, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
     with torch.device("cpu"):
         network = torchvision.models.get_model(name, weights=None, **options).eval()
     return partition(trace(network, torch.randn(2, 3, size, size)), NO_AXES).levels
@@ -55,6 +57,39 @@ def test_blocks_of_torchvision(name, count):
 def test_blocks_of_large_torchvision(name, expected):
     count, size = expected
     assert len(torchvision_levels(name, size)) == count
+
+
+HUGGING_FACE = {
+    "bert": 7,  # embeddings; attention and the two linear layers behind it, twice; pooler; classifier
+    "t5": 5,
+    "wav2vec2": 11,  # 3 convolutions, projection, positions, attention and linear layers twice, projector, classifier
+    "gpt2": 6,
+}
+
+
+def hugging_face(name):
+    hf = pytest.importorskip("transformers")
+    common = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ids = {"input_ids": torch.randint(2, 50, (2, 8)), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
+    if name == "bert":
+        return hf.BertForSequenceClassification(hf.BertConfig(**common, vocab_size=50)), ids
+    if name == "t5":
+        config = hf.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+        return hf.T5EncoderModel(config), ids
+    if name == "gpt2":
+        ends = {"bos_token_id": 0, "eos_token_id": 0}
+        config = hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=16, use_cache=False, **ends)
+        return hf.GPT2LMHeadModel(config), ids
+    convolutions = {"conv_dim": (8, 8, 8), "conv_stride": (5, 2, 2), "conv_kernel": (10, 3, 3)}
+    positions = {"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    config = hf.Wav2Vec2Config(**common, **convolutions, **positions)
+    return hf.Wav2Vec2ForSequenceClassification(config), {"input_values": torch.randn(2, 400)}
+
+
+@pytest.mark.parametrize(("name", "count"), HUGGING_FACE.items())
+def test_blocks_of_hugging_face(name, count):
+    network, example = hugging_face(name)
+    assert len(partition(trace(network.eval(), example), NO_AXES).levels) == count
 
 
 ZOO_COUNTS = {
@@ -105,15 +140,133 @@ def test_instances_of_a_block_class_are_one_level(front_end):
     assert [level.name for level in found.levels] == ["stem", *(f"blocks.{i}" for i in range(4)), "head"]
 
 
-def test_a_class_is_a_block_only_if_some_instance_is_one_level():
+def names_of(found):
+    return [level.name for level in found.levels]
+
+
+def test_a_class_that_occurs_once_is_a_block_only_if_it_is_one_level():
+    assert names_of(levels(Mobile(4, 6), torch.randn(2, 3, 8, 8))) == ["stem", "blocks.0.0", "blocks.0.2", "head"]
+
+
+def test_a_class_of_chains_that_occurs_again_is_a_block():
     found = levels(Mobile(4, 6, 8), torch.randn(2, 3, 8, 8))
-    assert [level.name for level in found.levels] == [
-        "stem",
-        "blocks.0.0",
-        "blocks.0.2",
-        "blocks.1.0",
-        "blocks.1.2",
-        "head",
+    assert names_of(found) == ["stem", "blocks.0", "blocks.1", "head"]
+
+
+class Pair(nn.Module):
+    """Two convolutions, as in a U-Net."""
+
+    def __init__(self, cin, cout):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(cin, cout, 3, padding=1), nn.Conv2d(cout, cout, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(self.second(torch.relu(self.first(x))))
+
+
+class Stage(nn.Module):
+    """A class that occurs again, too, but holds blocks."""
+
+    def __init__(self, cin, cout):
+        super().__init__()
+        self.one, self.two = Pair(cin, cout), Pair(cout, cout)
+
+    def forward(self, x):
+        return torch.max_pool2d(self.two(self.one(x)), 2)
+
+
+class Skipping(nn.Module):
+    """A small U-Net of stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.bottom, self.up = Stage(3, 4), Stage(4, 6), Pair(9, 4)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        y = nn.functional.interpolate(self.bottom(self.down(x)), scale_factor=4.0)
+        return self.head(self.up(torch.cat([x, y], 1)))
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+def test_the_innermost_class_of_chains_is_the_block(front_end):
+    found = levels(Skipping(), torch.randn(2, 3, 16, 16), front_end=front_end)
+    assert names_of(found) == ["down.one", "down.two", "bottom.one", "bottom.two", "up", "head"]
+
+
+class Deep(nn.Sequential):
+    def __init__(self):
+        super().__init__(*[layer for _ in range(7) for layer in (nn.Linear(4, 4), nn.ReLU())])
+
+
+def test_chains_that_are_too_long_are_no_blocks():
+    assert len(levels(nn.Sequential(Deep(), Deep()), torch.randn(2, 4)).levels) == 14
+
+
+# ----------------------------------------------------------------------------------- what all layers read
+
+
+class Masked(nn.Module):
+    """An encoder whose layers all read one mask, made from an input, and one table of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.kinds = nn.Embedding(9, 8), nn.Embedding(2, 8)
+        self.table = nn.Parameter(torch.randn(1, 5, 5))
+        self.layers = nn.ModuleList(nn.ModuleDict({k: nn.Linear(8, 8) for k in "qkvo"}) for _ in range(3))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, ids, mask, kinds):
+        bias = self.table + (1.0 - mask[:, None].float()) * -100.0
+        x = self.embed(ids) + self.kinds(kinds)
+        for layer in self.layers:
+            scores = layer["q"](x) @ layer["k"](x).transpose(1, 2) + bias
+            x = x + layer["o"](scores.softmax(-1) @ layer["v"](x))
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+def test_a_mask_that_all_layers_read_does_not_tie_them_together(front_end):
+    example = (torch.randint(9, (2, 5)), torch.ones(2, 5), torch.randint(2, (2, 5)))
+    found = levels(Masked(), *example, front_end=front_end).levels
+    sizes = [len(level.parameters) for level in found if "table" not in level.parameters]
+    assert sizes == [2, 8, 8, 8, 2]  # both embeddings, three layers, the head
+    assert len(found) == 6
+    assert {"mask"} <= {name for level in found for name in level.inputs}
+
+
+class Towers(nn.Module):
+    """Two inputs, each with layers of its own before they meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(4, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, a, b):
+        return self.head(torch.relu(self.left(a)) + torch.relu(self.right(b)))
+
+
+class Inline(nn.Module):
+    """A part whose input is a residual stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        x = x + self.layers[1](torch.relu(self.layers[0](x)))
+        return x + self.layers[3](torch.relu(self.layers[2](x)))
+
+
+def test_a_residual_connection_from_the_input_is_one():
+    assert [len(level.parameters) for level in levels(Inline(), torch.randn(2, 4)).levels] == [4, 4]
+
+
+def test_an_input_that_is_still_to_be_read_keeps_levels_together():
+    found = levels(Towers(), torch.randn(2, 4), torch.randn(2, 3)).levels
+    assert [level.parameters for level in found] == [
+        ("left.weight", "left.bias", "right.weight", "right.bias"),
+        ("head.weight", "head.bias"),
     ]
 
 
