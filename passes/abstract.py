@@ -28,8 +28,8 @@ from fxfuse.types import Program
 class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Attaches meanings to the outputs of every operator that runs while it is active.
 
-    ``node`` is the graph node at work; ``silent`` where nothing but the shape of its value is read, so that what it does
-    says nothing; ``opaque`` lists (operator, node, reason) without repetition.
+    ``node`` is the graph node at work; ``silent`` where nothing but the shape of its value is read, so that what it
+    does says nothing; ``opaque`` lists (operator, node, reason) without repetition.
     """
 
     def __init__(self, trace: Trace) -> None:
