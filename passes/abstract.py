@@ -245,9 +245,10 @@ def shape_only(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         writes = node.target is operator.setitem or str(getattr(node.target, "__name__", node.target)).endswith("_")
-        if node.op in {"call_function", "call_method"} and node.users and not writes:
-            if all(user in found or (user.args[:1] == (node,) and _asks_shape(user, node)) for user in node.users):
-                found.add(node)
+        if writes or not node.users or node.op not in {"call_function", "call_method"}:
+            continue
+        if all(user in found or (user.args[:1] == (node,) and _asks_shape(user, node)) for user in node.users):
+            found.add(node)
     return found
 
 
