@@ -44,7 +44,8 @@ FUSED = "fused"
 
 @dataclass(frozen=True, slots=True)
 class JointReport:
-    """The held-out objective before and after, and the share of the answer in it."""
+    """The held-out objective before and after, and the share of the answer in it. Where the former is no number there
+    are no steps."""
 
     before: float
     after: float
@@ -199,6 +200,8 @@ class _Run:
         """All steps that are still to be done."""
         start = time.monotonic()
         self._load()
+        if not math.isfinite(self.first[-1]):
+            return self._report(0)
         steps = self.steps
         every = max(1, steps // CHECKS // self.round) * self.round
         with progress.start(steps, "fit all levels together") as bar:
@@ -215,8 +218,11 @@ class _Run:
                         self._save()
         self._put(self.best.state)
         self.fused.eval()
+        return self._report(self.done)
+
+    def _report(self, steps: int) -> JointReport:
         (before, answer_before), (after, answer_after) = self.first, self.best.figures
-        return JointReport(before, after, answer_before, answer_after, self.done, self.start, self.starts)
+        return JointReport(before, after, answer_before, answer_after, steps, self.start, self.starts)
 
     def _pace(self, limit: float) -> None:
         """Plan no more steps than there is time for, so that the learning rate has fallen when the time is over. The

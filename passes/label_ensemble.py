@@ -105,7 +105,10 @@ class Completion(nn.Module):
         if self.complete:
             return self._mean(own)
         posterior = self.posterior(*logs)
-        sure = [(posterior * self.get_buffer(f"known_{p}")).sum(-1, keepdim=True) for p in range(self.parents)]
+        known = [self.get_buffer(f"known_{p}") for p in range(self.parents)]
+        sure = [(posterior * own_classes).sum(-1, keepdim=True) for own_classes in known]
+        # Not 1 - sure: where rounding takes that below zero, chances are negative and have no logarithm.
+        unsure = [(posterior * (1 - own_classes)).sum(-1, keepdim=True) for own_classes in known]
         q = posterior
         for _ in range(FIXED_POINT):
             parts = []
@@ -113,9 +116,9 @@ class Completion(nn.Module):
                 if self.knows_all[p]:
                     parts.append(own[p])
                     continue
-                rest = q * (1 - self.get_buffer(f"known_{p}"))
+                rest = q * (1 - known[p])
                 rest = rest / rest.sum(-1, keepdim=True).clamp_min(TINY)
-                parts.append(sure[p] * own[p] + (1 - sure[p]) * rest)
+                parts.append(sure[p] * own[p] + unsure[p] * rest)
             q = self._mean(parts)
             q = q / q.sum(-1, keepdim=True)
         return q

@@ -8,7 +8,9 @@ from fxfuse.passes import fit_joint as fit_joint_module
 from fxfuse.passes import keeping
 from fxfuse.passes.fit_joint import FUSED, fit_joint
 from fxfuse.passes.fitting import FitPlan
+from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import QuietProgress
+from fxfuse.stages.training import joint_note
 
 PLAN = FitPlan(joint_steps=24, batch_size=16, held=0.25)
 
@@ -38,6 +40,17 @@ def test_a_ruinous_rate_changes_nothing():
     assert report.answer_after <= report.answer_before
     if report.answer_after == report.answer_before:
         assert all(torch.equal(v, before[k]) for k, v in made.fused.state_dict().items())
+
+
+def test_an_error_that_is_no_number_is_not_trained_on_and_said(monkeypatch):
+    made = case()
+    before = {k: v.clone() for k, v in made.fused.state_dict().items()}
+    monkeypatch.setattr(Teacher, "answer_loss", lambda _, value, target: (value * float("nan")).sum() + target.sum())
+    report = fit(made)
+    assert report is not None
+    assert report.steps == 0
+    assert "no number" in joint_note(report)
+    assert all(torch.equal(v, before[k]) for k, v in made.fused.state_dict().items())
 
 
 def test_no_steps():

@@ -1,5 +1,7 @@
 """The ensemble over a union of classes: the plain one where all parents know all, and a better one where not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -41,6 +43,20 @@ def test_it_is_a_distribution_wherever_the_classes_are(maps):
     assert torch.allclose(own.probabilities([a.softmax(1), b.softmax(1)]), found, atol=1e-5)
     image = own.probabilities([x.view(2, 3, 1, -1).movedim(-1, 1) for x in (a, b)])
     assert torch.allclose(image.movedim(1, -1).reshape(6, 4), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("maps", [([0, 1, 2, 3, 4], [5, 6, 7, 8, 9]), ([0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 9])])
+def test_no_chance_is_negative_however_sure_the_parents_are(maps, scale):
+    """Rounding once took chances below zero, which have no logarithm: no fit was possible."""
+    a, b = logits((4000, len(maps[0])), (4000, len(maps[1])))
+    generator = torch.Generator().manual_seed(1)
+    slope = torch.randn(len(maps[0]) + len(maps[1]), 10, generator=generator)
+    own = replace(ensemble(*maps), slope=slope, offset=torch.randn(10, generator=generator))
+    found = own.probabilities([scale * a, scale * b])
+    assert (found >= 0).all()
+    assert torch.xlogy(found, found).isfinite().all()
+    assert torch.allclose(found.sum(1), torch.ones(4000), atol=1e-5)
 
 
 def test_among_the_classes_of_one_parent_its_own_order_holds_where_parents_share_none():

@@ -1,5 +1,6 @@
 """Repair, fit, fine-tune: the built network is trained in place towards what its parents answer."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -61,7 +62,7 @@ def train(job: Job, matched: Matched, data: Data, built: Built, clock: Clock) ->
     with clock.stage("fit"):
         reports, joint = _fit(job, built, teacher, samples, plan)
     if joint is not None:
-        notes.append(_joint_note(joint))
+        notes.append(joint_note(joint))
     if not training.finetune.epochs:
         return Trained(reports, {}, tuple(notes))
     with clock.stage("fine-tune"):
@@ -134,7 +135,13 @@ def _fit(
     return tuple(reports), joint
 
 
-def _joint_note(joint: JointReport) -> str:
+def joint_note(joint: JointReport) -> str:
+    """What the fit of all levels together did, in a sentence."""
+    if not math.isfinite(joint.answer_before):
+        return (
+            "all levels together: not fitted, for the error of the answer on held-out samples is no number; look for "
+            "infinite or undefined outputs of the parents"
+        )
     began = f"from the weights of {joint.start}, which decided better than the fused ones; "
     others = ", ".join(f"{name} {share:.1%}" for name, share in joint.starts.items())
     return (
