@@ -38,7 +38,13 @@ def compare_command(
     runs = run_all(given, wanted, numbers, folder, lambda line: None if quiet else say(console, line))
     written = write(runs, folder, f"Methods compared on {Path(recipe).name}")
     if not quiet:
-        console.print(plain_table(*summary(runs)))
+        head, rows = summary(runs)
+        console.print(plain_table(head, [(_shown(name), *row) for name, *row in rows]))
         say(console, f"written: {', '.join(str(path) for path in written)}")
     if not any(run.rows for run in runs):
         raise typer.Exit(2)
+
+
+def _shown(name: str) -> str:
+    """A row's name on a terminal; the page marks names of methods as code."""
+    return f"fused, {name.strip('`')}" if name.startswith("`") else name
