@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from fxfuse.errors import DataError, TraceError
+from fxfuse.errors import DataError, TraceError, nearest
 from fxfuse.passes.binding import Bound, bind, capture
 from fxfuse.passes.checking import check_equal, outputs_at, random_like
 from fxfuse.passes.graphs import CanonicalModule, assemble, copied, is_torch_leaf
@@ -48,7 +48,8 @@ def trace(
             else (and every argument not given) is fixed at its value. The first dimension of the first input is the
             batch; tensors with the same first dimension share it.
         name: how messages call this network.
-        leaves: paths or class names of modules to keep as one opaque node, which torch.fx can and torch.export cannot.
+        leaves: paths or class names of modules to keep as one opaque node, which torch.fx can and
+            torch.export cannot; paths are those of the whole or of ``submodule``.
         submodule: path of a module inside ``module``; only that one is traced, on the inputs that it receives when
             ``module`` runs on ``example``.
         front_end: which front end may be used.
@@ -60,17 +61,14 @@ def trace(
         TraceError: no front end can follow the code, and the message names the line; or leaves for torch.export alone.
         DataError: the module rejects the example.
     """
-    if leaves and front_end == "export":
-        raise TraceError(
-            f"{name}: torch.export opens every module, so it keeps no leaf whole ({', '.join(leaves)}); leave out the "
-            "leaves, or the front end 'export'"
-        )
     twin = copied(module).eval()
     if submodule is not None:
         bound, twin = capture(twin, example, submodule, name)
+        leaves = [leaf.removeprefix(f"{submodule}.") for leaf in leaves]
     else:
         bound = bind(twin, example, name)
     _check_open(twin, name)
+    _check_leaves(twin, leaves, name, front_end)
     outputs_at(twin, bound, bound.tensors, name)
     inputs = [random_like(bound.tensors, size, seed) for seed, size in enumerate(LANES)]
     try:
@@ -105,6 +103,20 @@ def _check_open(module: nn.Module, name: str) -> None:
                 "the Python module that it was compiled from, or take a part of the network without it (submodule, "
                 "--submodule)"
             )
+
+
+def _check_leaves(module: nn.Module, leaves: Sequence[str], name: str, front_end: str) -> None:
+    known = {path for path, _ in module.named_modules() if path} | {type(part).__name__ for part in module.modules()}
+    for leaf in leaves:
+        if leaf not in known:
+            raise TraceError(
+                f"{name} has no module of the path or class {leaf!r} to keep whole; {nearest(leaf, known)}"
+            )
+    if leaves and front_end == "export":
+        raise TraceError(
+            f"{name}: torch.export goes through every module and keeps none whole; leave out the leaves, or the front "
+            "end 'export'"
+        )
 
 
 def _listed(failures: dict[str, str]) -> list[str]:
@@ -147,11 +159,11 @@ def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Trace
 
 
 def torch_export(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
-    """``torch.export`` with a dynamic batch."""
-    opened = [f"torch.export opens every module: {', '.join(leaves)} is not kept whole"] if leaves else []
+    """``torch.export`` with a dynamic batch; it keeps no module whole."""
+    opened = (f"torch.export goes through every module: {', '.join(leaves)} is not kept whole",) if leaves else ()
     with padded_sequences(lambda x: isinstance(x, Tensor)) as notes:
         result = export_trace(copied(module, share=True), bound)
-    return _finish(result, bound, "export", (*opened, *notes))
+    return _finish(result, bound, "export", (*notes, *opened))
 
 
 def torch_fx_with_leaves(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:

@@ -291,6 +291,86 @@ def test_named_leaves_stay_whole():
     assert kind in kinds
 
 
+class Whole(nn.Module):
+    """A network that no front end can follow around a part that both can, which calls a part that none can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.rest = Wrapped(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.part(x)
+        return self.rest(y[y.sum(1) > 0])
+
+
+@pytest.mark.parametrize("leaf", ["part.branch", "branch", "DataBranch"])
+def test_leaves_of_a_submodule_are_named_from_the_whole_or_from_the_part(leaf):
+    model = randomise(Whole(), seed=1).eval()
+    program = trace(model, torch.randn(2, 4), submodule="part", leaves=[leaf])
+    assert program.front_end == "fx"
+    assert_faithful(model.part, program.module, (torch.randn(3, 4),))
+    assert not any("leaf" in note or "kept as one" in note for note in program.notes)
+
+
+def test_a_leaf_that_is_not_there_is_told():
+    with pytest.raises(
+        TraceError, match="no module of the path or class 'brunch' to keep whole; did you mean 'branch'"
+    ):
+        trace(Wrapped(), torch.randn(2, 4), leaves=["brunch"])
+
+
+def test_export_keeps_no_leaves():
+    with pytest.raises(TraceError, match=r"torch\.export goes through every module .* leave out the leaves"):
+        trace(Wrapped(), torch.randn(2, 4), leaves=["before"], front_end="export")
+
+
+class Unfollowed(nn.Module):
+    """torch.fx cannot follow its root; torch.export can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check(isinstance(x, Tensor))
+        return self.first(x)
+
+
+def test_a_leaf_that_was_opened_is_noted():
+    program = trace(Unfollowed(), torch.randn(2, 4), leaves=["first"])
+    assert program.front_end == "export"
+    assert any("first is not kept whole" in note for note in program.notes)
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+def test_a_submodule_is_traced_by_either_front_end(front_end):
+    model = randomise(Tower(), seed=1).eval()
+    program = trace(model, torch.randn(2, 4), submodule="part", front_end=front_end)
+    assert (program.front_end, program.inputs, program.keywords) == (front_end, ("x", "scale"), ("scale",))
+    given = (torch.randn(3, 4), torch.rand(3, 1))
+    torch.testing.assert_close(program.module(*given), model.part(*given))
+    assert list(program.module.state_dict()) == list(model.part.state_dict())
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.inner(x) * scale
+
+
+class Tower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.part(x, scale=x.mean(1, keepdim=True))
+        return y[y.sum(1) > 0]
+
+
 def test_an_input_that_the_model_rejects_is_one_sentence():
     with pytest.raises(DataError, match=r"parent rejects inputs of shape \(2, 4\)"):
         trace(nn.Linear(3, 2), torch.randn(2, 4))

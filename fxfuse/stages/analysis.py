@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxfuse.data import few_inputs, input_names
 from fxfuse.data_checks import check_labels
-from fxfuse.errors import DataError, MethodError, MismatchError, TraceError, nearest
+from fxfuse.errors import DataError, MethodError, MismatchError
 from fxfuse.label_space import LabelSpace, class_count
 from fxfuse.naming import in_order
 from fxfuse.passes.axes import axes
@@ -51,23 +51,11 @@ def analyse(
     (:mod:`fxfuse.label_space`). Raises ``TraceError`` if no graph can be made of
     it, and for a leaf that it does not have.
     """
-    _check_leaves(module, leaves, submodule, name)
     program = trace(module, example, name=name, leaves=leaves, submodule=submodule, front_end=front_end)
     if classes is not None:
         check_classes(program, classes)
     meaning = axes(program, classes=classes)
     return Analysis(program, meaning, partition(program, meaning, granularity))
-
-
-def _check_leaves(module: nn.Module, leaves: Sequence[str], submodule: str | None, name: str) -> None:
-    modules = dict(module.named_modules())
-    inside = dict(modules.get(submodule or "", module).named_modules())
-    known = {path for path in inside if path} | {type(part).__name__ for part in inside.values()}
-    for leaf in leaves:
-        if leaf not in known:
-            raise TraceError(
-                f"{name} has no module of the path or class {leaf!r} to keep whole; {nearest(leaf, known)}"
-            )
 
 
 @dataclass(frozen=True, slots=True)
