@@ -28,13 +28,13 @@ COUNTS = {
     "regnet_y_400mf": 18,  # its first stage is one block: stages are no blocks all the same
     "squeezenet1_0": 11,  # stem, 8 fire modules, the last convolution, the mean behind it
     "googlenet": 13,  # 3 convolutions, 9 inception modules, classifier
-    "mnasnet0_5": 20,  # as MobileNetV2
+    "mnasnet0_5": 21,  # 3 convolutions that stand in no block, 16 inverted residuals, head, classifier
 }
 SLOW_COUNTS = {
     "resnet50": (18, 64),
     "vit_b_16": (26, 224),
     "swin_t": (29, 224),
-    "densenet121": (125, 64),
+    "densenet121": (64, 64),  # stem, 58 dense layers, 3 transitions, the last norm, classifier
     "inception_v3": (17, 96),
     "mobilenet_v3_large": (19, 64),
 }
