@@ -97,6 +97,12 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         return tuple(made) if several else made[0]
 
     def _checked(self, tensor: Tensor, dims: Dims, stored: bool, func: Any) -> None:
+        given = len(dims) if isinstance(dims, list | tuple) else 0
+        if given != tensor.ndim:
+            raise GraphError(
+                f"The axis rule of {func} at {self.node} gives {given} dimensions where the operator's result has "
+                f"{tensor.ndim}; correct the rule"
+            )
         for size, dim in zip(tensor.shape, dims, strict=True):
             if size not in (size_of(dim), 0):
                 raise GraphError(
