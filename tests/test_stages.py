@@ -174,22 +174,24 @@ def test_a_device_is_looked_for_before_the_data_are_read():
         fuse([torch.nn.Linear(2, 2)], calibration=object(), device="gpu")
 
 
-@pytest.mark.parametrize(("levels", "steps", "batch"), [(1, 300, 128), (4, 400, 128), (9, 900, 64)])
-def test_deeper_networks_take_more_and_smaller_joint_steps(levels, steps, batch):
-    plan = make_plan(METHODS["hungarian-gradient"], FitSettings(), ROWS, levels)
+@pytest.mark.parametrize(
+    ("levels", "parents", "steps", "batch"), [(1, 2, 300, 128), (4, 3, 400, 128), (9, 2, 900, 64), (1, 4, 300, 64)]
+)
+def test_deeper_networks_take_more_joint_steps_and_these_and_many_parents_smaller_ones(levels, parents, steps, batch):
+    plan = make_plan(METHODS["hungarian-gradient"], FitSettings(), ROWS, levels, parents)
     assert (plan.joint_steps, plan.joint_batch) == (steps, batch)
 
 
 def test_what_is_given_goes_before_the_plans_own():
     preset = METHODS["hungarian-gradient"]
-    plan = make_plan(preset, FitSettings(steps=0, joint_steps=7, batch_size=9, augment="none"), IMAGES, 9)
+    plan = make_plan(preset, FitSettings(steps=0, joint_steps=7, batch_size=9, augment="none"), IMAGES, 9, 2)
     assert (plan.steps, plan.joint_steps, plan.joint_batch, plan.batch_size, plan.transformations) == (0, 7, 9, 9, ())
-    assert make_plan(METHODS["kmeans-linear"], FitSettings(joint_steps=7), ROWS, 9).joint_steps == 0
+    assert make_plan(METHODS["kmeans-linear"], FitSettings(joint_steps=7), ROWS, 9, 2).joint_steps == 0
 
 
 @pytest.mark.parametrize("example", [IMAGES, (IMAGES,), {"x": IMAGES}])
 def test_images_are_transformed_however_they_are_given(example):
-    assert make_plan(METHODS["kmeans"], FitSettings(), example, 1).transformations == ("shift", "mix")
+    assert make_plan(METHODS["kmeans"], FitSettings(), example, 1, 2).transformations == ("shift", "mix")
 
 
 @pytest.mark.parametrize(("front", "said"), [(torch.nn.Identity(), False), (torch.nn.Linear(4, 4), True)])

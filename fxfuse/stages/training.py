@@ -26,8 +26,8 @@ from fxfuse.types import LevelReport
 FIT_KEYS = ("steps", "joint_steps", "lr", "batch_size", "max_seconds", "start", "repair")
 JOINT_STEPS_PER_LEVEL = 100
 """Deeper networks have more to make up for, and take smaller steps."""
-MANY_STEPS, SMALLER_BATCH = 600, 64
-"""Fits of more steps than that take half as many samples in each."""
+MANY_STEPS, MANY_PARENTS, SMALLER_BATCH = 600, 4, 64
+"""Fits of more steps than that, or of as many parents, who all have to answer, take half as many samples in each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def train(job: Job, matched: Matched, data: Data, built: Built, clock: Clock) ->
         return Trained()
     host, training, shares = job.host, job.training, job.parents.shares
     levels = len(matched.pairs.reference.partition.levels)
-    plan = make_plan(job.method.preset, training.fit, matched.example, levels)
+    plan = make_plan(job.method.preset, training.fit, matched.example, levels, len(matched.pairs.parents))
     if built.made.branched:
         plan = replace(plan, start="fused")
     notes = []
@@ -79,8 +79,9 @@ def train(job: Job, matched: Matched, data: Data, built: Built, clock: Clock) ->
     return Trained(reports, tuned.others, (*notes, *tuned.notes))
 
 
-def make_plan(preset: Preset, given: FitSettings, example: Example, levels: int) -> FitPlan:
-    """The plan of the fit: the method's own, more joint steps for deeper networks, and what is ``given`` above all."""
+def make_plan(preset: Preset, given: FitSettings, example: Example, levels: int, parents: int) -> FitPlan:
+    """The plan of the fit: the method's own, more joint steps for deeper networks, smaller ones for these and for many
+    parents, and what is ``given`` above all."""
     named = tuple(example.values()) if isinstance(example, Mapping) else example
     inputs = (named,) if isinstance(named, Tensor) else named
     plan = FitPlan(levels=preset.fit, transformations=choose(given.augment, inputs))
@@ -88,8 +89,8 @@ def make_plan(preset: Preset, given: FitSettings, example: Example, levels: int)
         plan = replace(plan, joint_steps=0)
     elif JOINT_STEPS_PER_LEVEL * levels > plan.joint_steps:
         plan = replace(plan, joint_steps=JOINT_STEPS_PER_LEVEL * levels)
-        if plan.joint_steps > MANY_STEPS:
-            plan = replace(plan, joint_batch=SMALLER_BATCH)
+    if plan.joint_steps > MANY_STEPS or parents >= MANY_PARENTS:
+        plan = replace(plan, joint_batch=SMALLER_BATCH)
     if given.batch_size is not None:
         plan = replace(plan, joint_batch=given.batch_size)
     keys = [key for key in FIT_KEYS if preset.joint or key != "joint_steps"]
