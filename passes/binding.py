@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from fxfuse.errors import DataError, TraceError, nearest
 
@@ -68,7 +68,7 @@ def _as_exported(
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     if len(args) > len(names) or given.keys() != set(names):
         return args, kwargs  # which the program refuses in its own words
-    count = spec.child(0).num_children
+    count = len(tree_unflatten(range(spec.num_leaves), spec)[0])
     return tuple(given[name] for name in names[:count]), {name: given[name] for name in names[count:]}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from fxfuse.errors import FuseError, OutputError
 
@@ -86,9 +86,10 @@ def arguments(inputs: tuple[Tensor, ...], keywords: Sequence[str]) -> tuple[tupl
 def keywords_of(program: ExportedProgram) -> tuple[str, ...]:
     """The names of the inputs that a program takes by name alone; they come last."""
     spec = program.call_spec.in_spec
-    if spec is None or spec.num_children != 2 or spec.child(1).type is not dict:
+    if spec is None or spec.num_children != 2:
         return ()
-    return tuple(map(str, spec.child(1).context))
+    _, named = tree_unflatten(range(spec.num_leaves), spec)  # which all versions of torch understand
+    return tuple(map(str, named)) if isinstance(named, dict) else ()
 
 
 def argument_names(program: ExportedProgram) -> tuple[str, ...]:
