@@ -27,8 +27,7 @@ from fxfuse.holders import ArraySamples, ItemSamples, told
 from fxfuse.items import Parts, Picker
 from fxfuse.preprocess import Transform, as_tensor
 from fxfuse.recipe import DataSpec, Limit, Preprocessing, split_source
-from fxfuse.samples import Samples, Subset, TensorSamples, batches
-from fxfuse.types import Batch
+from fxfuse.samples import Ordered, Relabelled, Samples, Subset, TensorSamples, Unlabelled, batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,33 +101,6 @@ def few_inputs(samples: Samples, count: int = 3) -> tuple[Tensor, ...] | dict[st
     return inputs if names is None else dict(zip(names, inputs, strict=True))
 
 
-class Ordered:
-    """Other samples with their inputs in another order: input ``i`` of these is input ``places[i]`` of those."""
-
-    def __init__(self, samples: Samples, places: Sequence[int], names: tuple[str, ...]) -> None:
-        self.samples = samples
-        self.places = tuple(places)
-        self.names = names
-
-    @property
-    def description(self) -> str:
-        """What the samples are."""
-        return self.samples.description
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there are labels."""
-        return self.samples.labelled
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def take(self, indices: Tensor) -> Batch:
-        """The samples at ``indices``."""
-        inputs, labels = self.samples.take(indices)
-        return tuple(inputs[place] for place in self.places), labels
-
-
 def items_of(samples: Samples) -> object:
     """The data set that the samples are items of, ``None`` where they are rows of arrays."""
     return _attribute(samples, "items")
@@ -138,55 +110,6 @@ def class_names(samples: Samples) -> tuple[str, ...] | None:
     """The names of the classes in the labels' order, where the data has them."""
     names: Sequence[str] | None = _attribute(samples, "classes")
     return None if names is None else tuple(names)
-
-
-class Unlabelled:
-    """Other samples without their labels."""
-
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
-        self.labelled = False
-
-    @property
-    def description(self) -> str:
-        """What the samples are."""
-        return f"{self.samples.description}, labels not used"
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def take(self, indices: Tensor) -> Batch:
-        """The inputs at ``indices``."""
-        return self.samples.take(indices)[0], None
-
-
-class Relabelled:
-    """Other samples whose labels are renumbered: label ``i`` becomes ``table[i]``, a row of ``classes``."""
-
-    def __init__(self, samples: Samples, table: Tensor, classes: Sequence[str] | None = None) -> None:
-        self.samples = samples
-        self.table = table
-        self.classes = classes
-        self.labelled = True
-
-    @property
-    def description(self) -> str:
-        """What the samples are."""
-        return self.samples.description
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def take(self, indices: Tensor) -> Batch:
-        """The samples at ``indices``."""
-        inputs, labels = self.samples.take(indices)
-        return inputs, None if labels is None else self.renumbered(labels)
-
-    def renumbered(self, labels: Tensor) -> Tensor:
-        """Labels by their new numbers; those that are no class's stay as they are."""
-        labels = labels.long()
-        known = (labels >= 0) & (labels < len(self.table))
-        return torch.where(known, self.table.to(labels.device)[labels.where(known, 0)], labels)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxfuse.data import Unlabelled, few_inputs, samples_from
+from fxfuse.data import few_inputs, samples_from
 from fxfuse.data_checks import check
 from fxfuse.errors import DataError, MethodError, RecipeError
 from fxfuse.export import to_onnx
@@ -27,7 +27,7 @@ from fxfuse.passes.importance import answers
 from fxfuse.pipeline import analyse
 from fxfuse.progress import Progress
 from fxfuse.recipe import Recipe
-from fxfuse.samples import Samples
+from fxfuse.samples import Samples, Unlabelled
 from fxfuse.sources import LoadedParent, load_parent, load_target
 from fxfuse.stages.arguments import choose_method
 

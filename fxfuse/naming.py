@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fxfuse.data import Ordered, input_names
+from fxfuse.data import input_names
 from fxfuse.errors import DataError, nearest
-from fxfuse.samples import Samples
+from fxfuse.samples import Ordered, Samples
 
 
 def in_order(samples: Samples, wanted: Sequence[str], what: str = "data") -> Samples:

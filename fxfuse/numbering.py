@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torchvision.datasets import DatasetFolder
 
-from fxfuse.data import Relabelled, class_names, items_of
+from fxfuse.data import class_names, items_of
 from fxfuse.errors import DataError
-from fxfuse.samples import Samples
+from fxfuse.samples import Relabelled, Samples
 
 
 def in_label_space(samples: Samples, names: Sequence[str], what: str = "data") -> Samples:

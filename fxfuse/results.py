@@ -83,11 +83,11 @@ def _as_before(folder: Path, source: str | None) -> DataSpec:
 
 def _as_trained(folder: Path, samples: Samples) -> Samples:
     """Labels with the numbers that the run's own data give to classes of these names, as far as those are there."""
-    if class_names(samples) is None:
+    if class_names(samples) is None or not (folder / RECIPE).is_file():
         return samples
     recipe = load_recipe(folder / RECIPE)
     for spec in (recipe.calibration, recipe.evaluation):
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(DataError):  # the run's data may be gone; check_named then judges what was given
             own = None if spec is None else samples_from(spec)
             if own is not None and set(class_names(own) or ()) >= set(class_names(samples) or ()):
                 return numbered_alike(own, samples)[1] or samples

@@ -54,17 +54,16 @@ class TensorSamples:
         return tuple(x[indices] for x in self.inputs), None if self.labels is None else self.labels[indices]
 
 
-class Subset:
-    """Some samples of others, by index."""
+class _Changed:
+    """Other samples, as they are but for what a subclass changes."""
 
-    def __init__(self, samples: Samples, indices: Tensor) -> None:
+    def __init__(self, samples: Samples) -> None:
         self.samples = samples
-        self.indices = indices
 
     @property
     def description(self) -> str:
-        """How many of what."""
-        return f"{len(self.indices)} of {self.samples.description}"
+        """What the others are."""
+        return self.samples.description
 
     @property
     def labelled(self) -> bool:
@@ -72,11 +71,83 @@ class Subset:
         return self.samples.labelled
 
     def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples at ``indices``."""
+        return self.samples.take(indices)
+
+
+class Subset(_Changed):
+    """Some samples of others, by index."""
+
+    def __init__(self, samples: Samples, indices: Tensor) -> None:
+        super().__init__(samples)
+        self.indices = indices
+
+    @property
+    def description(self) -> str:
+        """How many of what."""
+        return f"{len(self.indices)} of {self.samples.description}"
+
+    def __len__(self) -> int:
         return len(self.indices)
 
     def take(self, indices: Tensor) -> Batch:
         """The samples at ``indices`` of this part."""
         return self.samples.take(self.indices[indices])
+
+
+class Ordered(_Changed):
+    """Other samples with their inputs in another order: input ``i`` of these is input ``places[i]`` of those."""
+
+    def __init__(self, samples: Samples, places: Sequence[int], names: tuple[str, ...]) -> None:
+        super().__init__(samples)
+        self.places = tuple(places)
+        self.names = names
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples at ``indices``."""
+        inputs, labels = self.samples.take(indices)
+        return tuple(inputs[place] for place in self.places), labels
+
+
+class Unlabelled(_Changed):
+    """Other samples without their labels."""
+
+    @property
+    def description(self) -> str:
+        """What the others are, and that their labels are not used."""
+        return f"{self.samples.description}, labels not used"
+
+    @property
+    def labelled(self) -> bool:
+        """Never."""
+        return False
+
+    def take(self, indices: Tensor) -> Batch:
+        """The inputs at ``indices``."""
+        return self.samples.take(indices)[0], None
+
+
+class Relabelled(_Changed):
+    """Other samples whose labels are renumbered: label ``i`` becomes ``table[i]``, a row of ``classes``."""
+
+    def __init__(self, samples: Samples, table: Tensor, classes: Sequence[str]) -> None:
+        super().__init__(samples)
+        self.table = table
+        self.classes = classes
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples at ``indices``."""
+        inputs, labels = self.samples.take(indices)
+        return inputs, None if labels is None else self.renumbered(labels)
+
+    def renumbered(self, labels: Tensor) -> Tensor:
+        """Labels by their new numbers; those that are no class's stay as they are."""
+        labels = labels.long()
+        known = (labels >= 0) & (labels < len(self.table))
+        return torch.where(known, self.table.to(labels.device)[labels.where(known, 0)], labels)
 
 
 def batches(samples: Samples, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:

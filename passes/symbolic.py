@@ -288,7 +288,6 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
     """Record tensor factories with proxied sizes, and trace through functions that ``fx.wrap`` would hide."""
     originals = {name: getattr(torch, name) for name in _FACTORIES}
     as_tensor = torch.as_tensor
-
     methods = {name: getattr(torch.Tensor, name) for name in _METHODS}
 
     def wrap(original: Callable[..., Any], method: str | None = None) -> Callable[..., Any]:

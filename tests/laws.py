@@ -13,15 +13,18 @@ from fxfuse.models_zoo.randomise import randomise
 from fxfuse.models_zoo.zoo import ZOO
 from fxfuse.passes.axis_law import permuted
 from fxfuse.passes.calibrate import calibrate
+from fxfuse.passes.checking import difference, plain
 from fxfuse.passes.correspond import Correspondence, correspond
 from fxfuse.passes.group import group
 from fxfuse.passes.rewrite import rewrite
 from fxfuse.pipeline import analyse
 from fxfuse.presets import METHODS
 from fxfuse.samples import Samples
-from fxfuse.types import Analysis, SpaceStatistics
+from fxfuse.types import Analysis, Axes, SpaceStatistics
 
 CPU = torch.device("cpu")
+NO_AXES = Axes((), {}, {}, {})
+"""For partitions, which need no axes but for the names of spaces."""
 
 
 def model(name: str, width: int | None = None, seed: int = 0) -> nn.Module:
@@ -90,3 +93,17 @@ def grouped(
 
 SOLVERS = tuple({preset.solver: name for name, preset in reversed(METHODS.items())}.values())
 """One method per solver, those that fit nothing before those that do."""
+
+
+def assert_faithful(model: nn.Module, module: fx.GraphModule, inputs: tuple[Tensor, ...], tolerance=1e-5) -> None:
+    """The laws of a program: same function, same state dict, differentiable, copies like any module."""
+    with torch.no_grad():
+        worst, where = difference(plain(model(*inputs)), plain(module(*inputs)))
+    assert worst <= tolerance, where
+    state = model.state_dict()
+    assert list(module.state_dict()) == list(state)
+    module.load_state_dict(state, strict=True)
+    model.load_state_dict(module.state_dict(), strict=True)
+    owned = {p.data_ptr() for p in model.parameters()}
+    assert not owned & {p.data_ptr() for p in module.parameters()}
+    assert all(node.op != "call_module" or ".Container" not in str(node.target) for node in module.graph.nodes)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxfuse.data import Relabelled, Unlabelled, labels_at_hand, samples_from
+from fxfuse.data import labels_at_hand, samples_from
 from fxfuse.data_checks import check, check_labels
 from fxfuse.errors import DataError
 from fxfuse.label_space import UNKNOWN
-from fxfuse.samples import Subset, TensorSamples
+from fxfuse.samples import Relabelled, Subset, TensorSamples, Unlabelled
 
 X, Y = torch.rand(10, 3, 4), torch.arange(10) % 3
 
@@ -86,8 +86,8 @@ def test_labels_at_hand_behind_other_samples() -> None:
     samples = TensorSamples((X,), Y)
     assert torch.equal(labels_at_hand(Subset(samples, torch.tensor([2, 4]))), torch.tensor([2, 1]))  # type: ignore[arg-type]
     assert labels_at_hand(Unlabelled(samples)) is None
-    table = torch.tensor([5, 6, 7])
-    one, other = Relabelled(samples, table), Relabelled(TensorSamples((X,), torch.full((10,), UNKNOWN)), table)
+    table, names = torch.tensor([5, 6, 7]), [str(number) for number in range(8)]
+    one, other = (Relabelled(own, table, names) for own in (samples, TensorSamples((X,), torch.full((10,), UNKNOWN))))
     assert labels_at_hand(one).unique().tolist() == [5, 6, 7]  # type: ignore[union-attr]
     assert labels_at_hand(other).unique().tolist() == [UNKNOWN]  # type: ignore[union-attr]
     assert torch.equal(one.take(torch.arange(3))[1], table)  # type: ignore[arg-type]
