@@ -120,7 +120,7 @@ def group_parents(
             pairs, shares, preset.solver, preset.options, search=preset.search, importance=importance, seed=seed,
             given=given, precisions=precisions,
         )  # fmt: skip
-        out.statistics |= {number: _light(stats) for number, stats in matched.statistics.items()}
+        out.statistics |= matched.statistics
     hidden: list[Space] = []
     for part in rounds:
         inside = {space.id for space in part.spaces} - set(given)
@@ -141,7 +141,7 @@ def group_parents(
             for number in tree:
                 known = part.statistics.pop(number, None)
                 if known is not None:
-                    out.statistics.setdefault(number, _light(known))
+                    out.statistics.setdefault(number, known.light())
     if hidden:
         told = _unseen(pairs, tuple(hidden), preset, importance, shares, seed, out)
         out.groupings |= {number: _kept(grouping, kind) for number, grouping in told.items()}
@@ -190,11 +190,6 @@ def _kept(grouping: Grouping, kind: torch.dtype) -> Grouping:
     """The grouping as it is kept."""
     merge, unmerge = (tuple(compact(matrix.to(kind)) for matrix in side) for side in (grouping.merge, grouping.unmerge))
     return replace(grouping, merge=merge, unmerge=unmerge)
-
-
-def _light(stats: SpaceStatistics) -> SpaceStatistics:
-    """The statistics without what grows with the square of the width."""
-    return replace(stats, gram=stats.gram.new_empty(0, 0), divergence=None)
 
 
 def method_notes(pairs: Correspondence, preset: Preset) -> Iterator[str]:

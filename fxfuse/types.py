@@ -5,11 +5,13 @@ All are frozen. Shapes in docstrings use these letters: ``P`` parents, ``n_p`` n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
+
+from fxfuse.products import Products
 
 FrontEnd = Literal["fx", "export"]
 
@@ -182,7 +184,8 @@ class SpaceStatistics:
 
     Parents' neurons are stacked, parent after parent: ``widths[p] = n_p``, ``N = sum(widths)``. With ``a_i`` the
     vector of all observed activations of neuron ``i`` over ``rows`` rows (samples x positions x observed nodes):
-    ``gram[i, j] = <a_i, a_j> / rows`` (not centred, ``N x N``, float64), ``mean[i]`` the mean of ``a_i``.
+    ``gram[i, j] = <a_i, a_j> / rows`` (not centred, ``N x N``, float64; in ``products``, which may save making it),
+    ``mean[i]`` the mean of ``a_i``.
     ``importance`` (``N``) is non-negative and sums to 1 within each parent, times the parent's weight.
 
     For a space with ``outer``, parent ``p`` has ``outer_widths[p]`` blocks of ``n_p`` neurons, stacked block after
@@ -197,9 +200,18 @@ class SpaceStatistics:
     outer_widths: tuple[int, ...]
     rows: int
     mean: Tensor
-    gram: Tensor
+    products: Products
     importance: Tensor
     divergence: Tensor | None = None
+
+    @property
+    def gram(self) -> Tensor:
+        """All inner products, ``N x N``."""
+        return self.products.matrix
+
+    def light(self) -> "SpaceStatistics":
+        """The statistics without what grows with the square of the width."""
+        return replace(self, products=Products(self.mean.new_empty(0, 0)), divergence=None)
 
 
 @dataclass(frozen=True, slots=True)

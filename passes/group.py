@@ -91,7 +91,8 @@ def _normalised(weights: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _check_finite(space: Space, stats: SpaceStatistics) -> None:
-    for what, values in (("activations", stats.gram), ("activations", stats.mean), ("importance", stats.importance)):
+    energies = stats.products.energies  # a neuron's products with others are finite where its own is
+    for what, values in (("activations", energies), ("activations", stats.mean), ("importance", stats.importance)):
         if not bool(torch.isfinite(values).all()):
             raise DataError(
                 f"{what} of space {space.name!r} must be finite, but the calibration data made some of them infinite "
@@ -167,7 +168,7 @@ class _Task:
             chosen = [q for q, (p, _) in enumerate(members) if p == options["reference"] and weights[q] > 0]
             options["reference"] = chosen[0] if chosen else None
         found = self._run(space, part, tuple(weights), options, space.id, a)
-        return found, float((part.importance * part.gram.diagonal()).sum())
+        return found, float((part.importance * part.products.energies).sum())
 
     def _run(
         self, space: Space, stats: SpaceStatistics, weights: tuple[float, ...], options: Mapping[str, Any], *key: int

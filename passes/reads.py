@@ -40,7 +40,7 @@ def regressed(
 
 def regressed_grouping(grouping: Grouping, stats: SpaceStatistics) -> Grouping:
     """One grouping of an ordinary space with unmerge matrices by least squares (module docstring's formula)."""
-    gram = stats.gram.to("cpu", torch.float64)
+    gram = stats.gram
     merge, unmerge = torch.cat(grouping.merge, 1), torch.cat(grouping.unmerge)
     cross = multiply(merge, gram, 1)
     own = multiply(merge, cross, 0)

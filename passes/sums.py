@@ -8,15 +8,14 @@ from torch import Tensor
 
 from fxfuse.passes.importance import ImportanceName, normalise, weight_scores
 from fxfuse.passes.views import View, Views, aligned, find_space, find_views
+from fxfuse.products import Products, add_products, mirror
 from fxfuse.types import Analysis, Space, SpaceStatistics
-
-BAND = 1024
-"""Rows of a matrix that are worked on at a time."""
 
 
 @dataclass(slots=True)
 class Sums:
-    """What has been accumulated for one space; matrices only from :meth:`begin` to :meth:`finish`."""
+    """What has been accumulated for one space; matrices only from :meth:`begin` to :meth:`finish`, and of ``gram`` only
+    the bands' parts up to the diagonal block, since the rest is their mirror image."""
 
     space: Space
     views: tuple[View, ...]
@@ -50,7 +49,7 @@ class Sums:
         factors = [(c / n) ** 0.5 for c, n in zip(self.scales, counts, strict=True)]
         stacked = [x.to(kind) if f == 1.0 else x.to(kind) * f for x, f in zip(joined, factors, strict=True)]
         x = stacked[0] if len(stacked) == 1 else torch.cat(stacked)
-        self.gram += x.T @ x
+        add_products(self.gram, x)
         for rows, n in zip(stacked, counts, strict=True):  # sums, not products with ones: those lose digits
             self.mean += rows.sum(0) * n**-0.5
         self.rows += len(x)
@@ -71,14 +70,14 @@ class Sums:
         assert self.mean is not None
         gram, mean = self.gram.cpu(), self.mean.cpu()
         self.gram = self.mean = None
-        _symmetrise(gram.div_(count * len(self.views)))
+        mirror(gram.div_(count * len(self.views)))
         return SpaceStatistics(
             space=self.space.id,
             widths=self.widths,
             outer_widths=self.blocks,
             rows=self.rows,
             mean=mean / (count * len(self.views)),
-            gram=gram,
+            products=Products(gram),
             importance=torch.cat(shares),
         )
 
@@ -108,12 +107,3 @@ def _scales(views: list[Tensor]) -> list[float]:
     energies = torch.stack([rows.double().square().mean() for rows in views])
     scales = torch.where(energies > 0, energies.mean() / energies, torch.ones_like(energies))
     return [float(c) for c in scales]
-
-
-def _symmetrise(matrix: Tensor) -> None:
-    """``(matrix + matrix') / 2`` in place, some rows at a time."""
-    for start in range(0, len(matrix), BAND):
-        rows = slice(start, start + BAND)
-        mean = (matrix[rows, start:] + matrix[start:, rows].T) / 2
-        matrix[rows, start:] = mean
-        matrix[start:, rows] = mean.T

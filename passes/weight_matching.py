@@ -51,7 +51,8 @@ RISE = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Groupings of all spaces, the statistics that each was made from, and ``F`` (``None``: no search)."""
+    """Groupings of all spaces, the statistics that each was made from without their products, and ``F`` (``None``: no
+    search)."""
 
     groupings: dict[int, Grouping]
     statistics: dict[int, SpaceStatistics]
@@ -111,8 +112,8 @@ class _Task:
         while waiting:
             tree, found = self._next(waiting, groupings, parts)
             waiting.remove(tree)
-            statistics.update(found)
             groupings.update(self.solve(tree, found))
+            statistics.update({number: stats.light() for number, stats in found.items()})
         return Matched(groupings, statistics)
 
     def back(self) -> Matched:
@@ -121,8 +122,8 @@ class _Task:
         statistics: dict[int, SpaceStatistics] = {}
         for tree in reversed(self.trees):
             found = self.statistics(tree, groupings, "all", "sort")
-            statistics.update(found)
             groupings.update(self.solve(tree, found))
+            statistics.update({number: stats.light() for number, stats in found.items()})
         return Matched(groupings, statistics)
 
     def _next(
@@ -148,8 +149,8 @@ class _Task:
                 found = self.statistics(tree, groupings, "all", "skip") or self.statistics(
                     tree, groupings, "all", "sort"
                 )
-                statistics.update(found)
                 groupings.update(self.solve(tree, found))
+                statistics.update({number: stats.light() for number, stats in found.items()})
             value = self.objective(groupings)
             assert best.objective is not None
             if not value > best.objective + RISE * abs(best.objective):

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,10 +35,8 @@ from fxfuse.layouts import spaces_in
 from fxfuse.matrices import dense, multiply, multiply_blocks
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.importance import FLOOR, WITHOUT_DATA, ImportanceName, norm_product
+from fxfuse.products import Products
 from fxfuse.types import Concat, Grouping, Layout, Leaf, Product, Space, SpaceStatistics, TensorAxes
-
-BLOCK = 1 << 24
-"""Elements of features x neurons that are multiplied at a time."""
 
 Part = Literal["written", "all"]
 Foreign = Literal["skip", "sort"]
@@ -167,8 +166,13 @@ def _framed(
             return None
         else:
             for j in (*inner, i):
-                x = _resampled(x.sort(dim=j).values, j, frames.sizes[numbers[j] or 0])
+                x = _resampled(_sorted(x, j), j, frames.sizes[numbers[j] or 0])
     return x
+
+
+def _sorted(x: Tensor, at: int) -> Tensor:
+    """Ascending along one dimension; numpy's sort is ten times as fast as torch's on the CPU."""
+    return torch.from_numpy(np.sort(x.numpy(), axis=at))
 
 
 def _resampled(x: Tensor, at: int, size: int) -> Tensor:
@@ -279,20 +283,14 @@ def weight_statistics(
     spaces, count = pairs.reference.axes.spaces, len(pairs.parents)
     own = [parent.axes.spaces[space.id] for parent in pairs.parents]
     blocks = [1 if space.outer is None else parent.axes.spaces[space.outer].size for parent in pairs.parents]
-    total = sum(s.size * b for s, b in zip(own, blocks, strict=True))
-    gram = torch.zeros(total, total, dtype=torch.float64)
-    mean = torch.zeros(total, dtype=torch.float64)
     norms: list[tuple[bool, Tensor]] = []
-    rows = 0
+    parts: list[Tensor] = []
     frames = [frames_of(groupings, spaces, p) for p in range(count)]
     found = [parent_slices(pairs, p, own[p], frames[p], scales, part=part, foreign=foreign) for p in range(count)]
     for same in zip(*found, strict=True):
-        for x in torch.split(torch.cat([slices.x for slices in same], 1), max(1, BLOCK // total)):
-            gram += x.T @ x
-            mean += x.sum(0)
-            rows += len(x)
-        squares = torch.cat([slices.x.square().sum(0) for slices in same]).double()
-        norms.append((same[0].written, squares / scales[same[0].name] ** 2))
+        parts.append(torch.cat([slices.x for slices in same], 1))
+        norms.append((same[0].written, parts[-1].square().sum(0).double() / scales[same[0].name] ** 2))
+    rows = sum(len(x) for x in parts)
     if not rows:
         return None
     return SpaceStatistics(
@@ -300,8 +298,8 @@ def weight_statistics(
         widths=tuple(s.size for s in own),
         outer_widths=tuple(blocks),
         rows=rows,
-        mean=mean / rows,
-        gram=(gram + gram.T) / (2 * rows),
+        mean=torch.stack([x.sum(0).double() for x in parts]).sum(0) / rows,
+        products=Products.of(parts),
         importance=_scaled(_scores(norms, importance), [s.size * b for s, b in zip(own, blocks, strict=True)], weights),
     )
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fxfuse.products import Products
 from fxfuse.types import Grouping, SpaceStatistics
 
 
@@ -27,7 +28,7 @@ def statistics(parents: list[Tensor], weights: tuple[float, ...], importance: li
         outer_widths=(1,) * len(parents),
         rows=stacked.shape[1],
         mean=stacked.mean(1),
-        gram=stacked @ stacked.T / stacked.shape[1],
+        products=Products(stacked @ stacked.T / stacked.shape[1]),
         importance=torch.cat([w * s / s.sum() for w, s in zip(weights, scores, strict=True)]),
     )
 
@@ -117,7 +118,7 @@ def block_statistics(parents, space=1, importance=None):
         outer_widths=tuple(a.shape[0] for a in parents),
         rows=stacked.shape[1],
         mean=stacked.mean(1),
-        gram=stacked @ stacked.T / stacked.shape[1],
+        products=Products(stacked @ stacked.T / stacked.shape[1]),
         importance=torch.full((n,), 1 / n, dtype=torch.float64) if importance is None else importance,
     )
 

@@ -6,6 +6,7 @@ from solver_cases import block_statistics, blocks, generator, shuffled
 
 from fxfuse.errors import GraphError
 from fxfuse.passes.solvers.blocks import as_blocks, block_kernel, block_slices, member_statistics, outer_statistics
+from fxfuse.products import Products
 from fxfuse.types import SpaceStatistics
 
 
@@ -42,7 +43,9 @@ def test_copies_lie_at_distance_zero_and_others_do_not():
 def test_inner_spaces_count_the_same_whatever_their_scale():
     keys, values = block_statistics([blocks(3, 4, 0)]), block_statistics([blocks(3, 2, 1)], 2)
     loud = block_statistics([100 * blocks(3, 2, 1)], 2)
-    own = SpaceStatistics(0, (3,), (1,), 60, torch.zeros(3), torch.eye(3).double(), torch.ones(3).double() / 3)
+    own = SpaceStatistics(
+        0, (3,), (1,), 60, torch.zeros(3), Products(torch.eye(3).double()), torch.ones(3).double() / 3
+    )
     first = outer_statistics(0, [keys, values, as_blocks(own)])
     second = outer_statistics(0, [keys, loud, as_blocks(own)])
     torch.testing.assert_close(first.gram, second.gram)

@@ -5,6 +5,7 @@ import torch
 from solver_cases import generator, linear_net, neurons, rewrite_net, run_net, statistics
 
 from fxfuse.passes.solvers.transplant import join_copies, solve
+from fxfuse.products import Products
 
 
 def test_keeps_the_most_important_neurons():
@@ -46,8 +47,10 @@ def test_only_as_many_copies_are_joined_as_have_to_go():
     a = neurons(4, 0).repeat(2, 1)
     a[7] = 0.0
     a[2] = 0.0
-    assert join_copies(a @ a.T, 0).tolist() == list(range(8))
-    assert len(join_copies(a @ a.T, 2).unique()) == 6
-    labels = join_copies(a @ a.T, 8)
-    assert labels.tolist() == [0, 1, 2, 3, 0, 1, 4, 2]
-    assert join_copies(a @ a.T, -3).tolist() == list(range(8))
+    whole = torch.arange(8)
+    for products in (Products(a @ a.T / 60), Products.of([a.T])):
+        assert join_copies(products, whole, 0).tolist() == list(range(8))
+        assert len(join_copies(products, whole, 2).unique()) == 6
+        assert join_copies(products, whole, 8).tolist() == [0, 1, 2, 3, 0, 1, 4, 2]
+        assert join_copies(products, torch.tensor([0, 2, 5, 6, 7]), 8).tolist() == [0, 1, 2, 3, 1]
+        assert join_copies(products, whole, -3).tolist() == list(range(8))

@@ -28,7 +28,7 @@ def solve(
         )
     parents = len(weights)
     share = torch.tensor(weights, dtype=torch.float64).repeat_interleave(target)
-    gram = stats.gram.to("cpu", torch.float64)
+    gram = stats.gram
     error = hard_error(gram, torch.arange(target).repeat(parents), share, masses(stats, weights))
     return identity(stats.space, target, weights, error)
 

@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fxfuse.errors import GraphError
+from fxfuse.products import Products
 from fxfuse.types import SpaceStatistics
 
 FEW = 4
@@ -63,7 +64,7 @@ def outer_statistics(space: int, parts: Sequence[SpaceStatistics]) -> SpaceStati
         outer_widths=(1,) * len(widths),
         rows=max(part.rows for part in parts),
         mean=torch.zeros_like(importance),  # a block has no mean: correlations between blocks are cosines
-        gram=_nearest_gram(torch.stack(kernels).sum(0)),
+        products=Products(_nearest_gram(torch.stack(kernels).sum(0))),
         importance=importance,
         divergence=torch.stack(divergences).sum(0) if len(divergences) == len(parts) else None,
     )
@@ -76,7 +77,7 @@ def as_blocks(stats: SpaceStatistics) -> SpaceStatistics:
 
 def block_kernel(stats: SpaceStatistics) -> Tensor:
     """``K`` over all blocks of all parents, parent after parent; symmetric, float64."""
-    gram = stats.gram.to("cpu", torch.float64)
+    gram = stats.gram
     slices = [block for parent in block_slices(stats) for block in parent]
     if all(block.stop - block.start == 1 for block in slices):
         return gram.clone()
@@ -142,7 +143,7 @@ def member_statistics(
         outer_widths=(1,) * len(members),
         rows=stats.rows,
         mean=stats.mean.to("cpu", torch.float64)[index],
-        gram=stats.gram.to("cpu", torch.float64)[index][:, index],
+        products=Products(stats.gram[index][:, index]),
         importance=torch.cat(shares),
         divergence=None if stats.divergence is None else stats.divergence.to("cpu", torch.float64)[index][:, index],
     )

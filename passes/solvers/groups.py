@@ -22,6 +22,9 @@ from fxfuse.types import Grouping, SpaceStatistics
 # A neuron without importance still has to be told from its like: it gets this part of its parent's mean importance.
 LEAST_SHARE = 1e-9
 
+BAND = 512
+"""Rows of a matrix that are worked on at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Points:
@@ -70,7 +73,10 @@ def masses(stats: SpaceStatistics, weights: tuple[float, ...]) -> Tensor:
 def group_sums(gram: Tensor, mass: Tensor, labels: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """``S`` (groups), ``B`` (groups x N) and ``Q`` (groups) as the module's docstring defines them."""
     total = mass.new_zeros(groups).index_add_(0, labels, mass)
-    cross = gram.new_zeros(groups, gram.shape[1]).index_add_(0, labels, mass[:, None] * gram)
+    cross = gram.new_zeros(groups, gram.shape[1])
+    for start in range(0, len(gram), BAND):  # no second matrix of that size
+        rows = slice(start, start + BAND)
+        cross.index_add_(0, labels[rows], mass[rows, None] * gram[rows])
     own = cross[labels, torch.arange(len(labels))]
     return total, cross, mass.new_zeros(groups).index_add_(0, labels, mass * own)
 
@@ -105,7 +111,7 @@ def solve_hard(
     replaces importance in the means, not in the error; it must be zero where the parent's weight is.
     """
     check(stats, target, weights)
-    gram = stats.gram.to("cpu", torch.float64)
+    gram = stats.gram
     importance = masses(stats, weights)
     mass = importance if mass is None else mass
     active = mass.nonzero()[:, 0]
@@ -117,43 +123,60 @@ def solve_hard(
     )
     alone = len(active) <= target
     found = torch.arange(len(active)) if alone else renumber(labeller(points, target))
+    return assemble(stats, attach(stats, mass, found), mass, target, importance)
+
+
+def attach(stats: SpaceStatistics, mass: Tensor, found: Tensor) -> Tensor:
+    """Group numbers of all neurons (``N``): those with mass have the numbers ``found``, others the nearest target's."""
+    rest = (mass == 0).nonzero()[:, 0]
+    if not len(rest):
+        return found
+    active = mass.nonzero()[:, 0]
     groups = int(found.max()) + 1
+    inside, outside = stats.gram[active][:, active], stats.gram[active][:, rest]
+    total, _, energy = group_sums(inside, mass[active], found, groups)
+    cross = outside.new_zeros(groups, len(rest)).index_add_(0, found, mass[active][:, None] * outside)
     labels = torch.empty(len(mass), dtype=torch.long)
     labels[active] = found
-    rest = (mass == 0).nonzero()[:, 0]
-    if len(rest):
-        total, _, energy = group_sums(points.gram, points.mass, found, groups)
-        cross = gram.new_zeros(groups, len(rest)).index_add_(0, found, points.mass[:, None] * gram[active][:, rest])
-        labels[rest] = (energy[:, None] / total[:, None] ** 2 - 2 * cross / total[:, None]).argmin(0)
-    return assemble(stats, labels, mass, target, importance)
+    labels[rest] = (energy[:, None] / total[:, None] ** 2 - 2 * cross / total[:, None]).argmin(0)
+    return labels
 
 
 def assemble(stats: SpaceStatistics, labels: Tensor, mass: Tensor, target: int, importance: Tensor) -> Grouping:
-    """Merge and unmerge matrices of a hard grouping whose labels run over 0 .. ``groups - 1``.
+    """A hard grouping whose labels run over 0 .. ``groups - 1``.
 
     Fewer groups than ``target``: the heaviest groups (mass times energy) get a second copy, then a third, and so on.
     Copies have the same merge row and share the unmerge evenly, so that a network that reads them computes the same.
     """
-    gram = stats.gram.to("cpu", torch.float64)
     groups = int(labels.max()) + 1
-    total, _, energy = group_sums(gram, mass, labels, groups)
+    total = mass.new_zeros(groups).index_add_(0, labels, mass)
     if bool((total == 0).any()):  # groups of neurons without mass: plain means
         mass = torch.where((total == 0)[labels], torch.ones_like(mass), mass)
-        total, _, energy = group_sums(gram, mass, labels, groups)
-    heaviest = (energy / total).argsort(descending=True, stable=True)
-    extra = heaviest.repeat(-(-(target - groups) // groups))[: target - groups] if target > groups else heaviest[:0]
-    origin = torch.cat([torch.arange(groups), extra])
-    copies = torch.bincount(origin, minlength=groups).to(torch.float64)
-    member = (origin[:, None] == labels[None, :]).to(torch.float64)
-    merge = member * (mass / total[labels])[None, :]
-    unmerge = (member / copies[labels][None, :]).T
-    widths = list(stats.widths)
-    return Grouping(
-        space=stats.space,
-        merge=tuple(part.contiguous() for part in torch.split(merge, widths, dim=1)),
-        unmerge=tuple(part.contiguous() for part in torch.split(unmerge, widths, dim=0)),
-        error=hard_error(gram, labels, mass / total[labels], importance),
-    )
+        total = mass.new_zeros(groups).index_add_(0, labels, mass)
+    share = mass / total[labels]
+    origin = torch.arange(groups)
+    if target > groups:
+        heaviest = (group_sums(stats.gram, mass, labels, groups)[2] / total).argsort(descending=True, stable=True)
+        origin = torch.cat([origin, heaviest.repeat(-(-(target - groups) // groups))[: target - groups]])
+    return membership(stats, labels, share, origin, hard_error(stats.gram, labels, share, importance))
+
+
+def membership(stats: SpaceStatistics, labels: Tensor, share: Tensor, origin: Tensor, error: float) -> Grouping:
+    """Merge and unmerge matrices of groups, where fused neuron ``k`` is, or copies, the mean of group ``origin[k]``.
+
+    ``labels`` and ``share`` (``N``) say to which group every neuron belongs and what part of its mean it is. Groups
+    without a fused neuron are dropped.
+    """
+    fused, neuron = (origin[:, None] == labels).nonzero(as_tuple=True)
+    even = 1 / torch.bincount(origin, minlength=int(labels.max()) + 1).to(torch.float64)[labels]
+    merge, unmerge, start = [], [], 0
+    for width in stats.widths:
+        own = (neuron >= start) & (neuron < start + width)
+        row, column, which = fused[own], neuron[own] - start, neuron[own]
+        merge.append(share.new_zeros(len(origin), width).index_put_((row, column), share[which]))
+        unmerge.append(share.new_zeros(width, len(origin)).index_put_((column, row), even[which]))
+        start += width
+    return Grouping(space=stats.space, merge=tuple(merge), unmerge=tuple(unmerge), error=error)
 
 
 def hard_error(gram: Tensor, labels: Tensor, share: Tensor, importance: Tensor) -> float:

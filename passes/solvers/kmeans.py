@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxfuse.passes.solvers.groups import Points, group_sums, scatter, solve_hard
+from fxfuse.passes.solvers.groups import BAND, Points, group_sums, scatter, solve_hard
 from fxfuse.passes.solvers.hungarian import matched_labels
 from fxfuse.passes.solvers.threads import one_thread
 from fxfuse.types import Grouping, SpaceStatistics
@@ -121,15 +121,18 @@ def _fill_empty(labels: Tensor, groups: int, loss: Tensor) -> Tensor:
 
 
 def plus_plus(points: Points, groups: int, generator: torch.Generator) -> Tensor:
-    """A k-means++ partition: seeds drawn by ``s_i * (squared distance to the nearest seed)``, best of a few draws."""
-    gram, mass = points.gram, points.mass
-    energy = gram.diagonal()
+    """A k-means++ partition: seeds drawn by ``s_i * (squared distance to the nearest seed)``, best of a few draws.
+
+    Distances are in single precision, from products in double: every draw reads a row for each of its trials.
+    """
+    mass, light = points.mass, points.mass.float()
+    apart = _distances(points.gram)
     trials = 2 + int(math.log(groups))
     draws = torch.rand(groups, trials, generator=generator, dtype=torch.float64)
     taken = torch.zeros(len(mass), dtype=torch.bool)
-    nearest = torch.full_like(mass, math.inf)
+    nearest = torch.full_like(light, math.inf)
     labels = torch.zeros(len(mass), dtype=torch.long)
-    closest = gram.new_empty(trials, len(mass))
+    closest = apart.new_empty(trials, len(mass))
     for group in range(groups):
         chance = (mass if group == 0 else mass * nearest).masked_fill(taken, 0.0)
         if float(chance.sum()) <= 0:  # only copies of seeds are left
@@ -139,11 +142,20 @@ def plus_plus(points: Points, groups: int, generator: torch.Generator) -> Tensor
         drawn = drawn[~taken[drawn]]
         if not len(drawn):  # rounding at the ladder's upper end
             drawn = chance.argmax()[None]
-        distance = (energy + energy[drawn][:, None]).sub_(gram[drawn], alpha=2).clamp_(min=0)
-        best = int((torch.minimum(distance, nearest, out=closest[: len(drawn)]) @ mass).argmin())
-        closer = distance[best] < nearest
-        nearest = torch.where(closer, distance[best], nearest)
-        labels[closer] = group
+        tried = torch.minimum(apart[drawn], nearest, out=closest[: len(drawn)])
+        best = int((tried @ light).argmin())
         seed = drawn[best]
+        labels[apart[seed] < nearest] = group
+        nearest = tried[best].clone()
         taken[seed], nearest[seed], labels[seed] = True, 0.0, group
     return labels
+
+
+def _distances(gram: Tensor) -> Tensor:
+    """Squared distances (``N x N``, float32), some rows at a time."""
+    energy = gram.diagonal()
+    apart = torch.empty(gram.shape, dtype=torch.float32)
+    for start in range(0, len(gram), BAND):
+        rows = slice(start, start + BAND)
+        apart[rows] = (energy[rows, None] + energy).sub_(gram[rows], alpha=2).clamp_(min=0)
+    return apart

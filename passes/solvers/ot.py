@@ -127,7 +127,7 @@ class _Transport:
         marginals: str,
         regularisation: float | None,
     ) -> None:
-        self.gram = stats.gram.to("cpu", torch.float64)
+        self.gram = stats.gram
         self._ground = _unit(self.gram) if metric == "cosine" else self.gram
         self._squared, self._regularisation = squared, regularisation
         self._stats, self._target, self._weights, self._marginals = stats, target, weights, marginals

@@ -12,8 +12,9 @@ into one group first, as many as have to go, which costs nothing; so copies of o
 import torch
 from torch import Tensor
 
-from fxfuse.passes.solvers.groups import check, masses, owners, renumber, solve_hard
+from fxfuse.passes.solvers.groups import assemble, attach, check, masses, membership, owners, renumber
 from fxfuse.passes.solvers.threads import one_thread
+from fxfuse.products import Products
 from fxfuse.types import Grouping, SpaceStatistics
 
 # Squared distance, relative to the two neurons' energies, up to which they are copies: rounding of float32 activations.
@@ -36,29 +37,23 @@ def solve(
     ``error`` is the dropped neurons' share of the energy. A target beyond all neurons together copies the heaviest.
     """
     check(stats, target, weights)
-    gram = stats.gram.to("cpu", torch.float64)
     importance = masses(stats, weights)
     active = importance.nonzero()[:, 0]
-    labels = join_copies(gram[active][:, active], len(active) - target)
-    groups = int(labels.max()) + 1
-    whole = solve_hard(stats, max(groups, target), weights, lambda _points, _groups: labels)
+    found = join_copies(stats.products, active, len(active) - target)
+    groups = int(found.max()) + 1
     if groups <= target:
-        return whole
-    mass = torch.zeros(groups, dtype=torch.float64).index_add_(0, labels, importance[active])
+        return assemble(stats, attach(stats, importance, found), importance, target, importance)
+    mass = torch.zeros(groups, dtype=torch.float64).index_add_(0, found, importance[active])
     if balanced:
-        owner = torch.full((groups,), len(weights)).scatter_reduce_(0, labels, owners(stats)[active], "amin")
+        owner = torch.full((groups,), len(weights)).scatter_reduce_(0, found, owners(stats)[active], "amin")
         kept = _best_of_each(mass, owner, target)
     else:
         kept = mass.argsort(descending=True, stable=True)[:target].sort().values
-    energy = importance * gram.diagonal()
-    dropped = float(energy[active[~torch.isin(labels, kept)]].sum())
+    energy = importance * stats.products.energies
+    dropped = float(energy[active[~torch.isin(found, kept)]].sum())
     total = float(energy.sum())
-    return Grouping(
-        space=stats.space,
-        merge=tuple(part[kept] for part in whole.merge),
-        unmerge=tuple(part[:, kept] for part in whole.unmerge),
-        error=dropped / total if total > 0 else 0.0,
-    )
+    labels = attach(stats, importance, found)
+    return membership(stats, labels, importance / mass[labels], kept, dropped / total if total > 0 else 0.0)
 
 
 def _best_of_each(mass: Tensor, owner: Tensor, target: int) -> Tensor:
@@ -72,22 +67,24 @@ def _best_of_each(mass: Tensor, owner: Tensor, target: int) -> Tensor:
     return torch.cat(kept).sort().values
 
 
-def join_copies(gram: Tensor, most: int) -> Tensor:
+def join_copies(products: Products, active: Tensor, most: int) -> Tensor:
     """Groups of neurons that are copies of each other, all others alone; no more than ``most`` neurons are joined.
 
-    Returns group numbers from 0 (``N``), in the order of first members. The closest copies are joined first.
+    ``active`` lists the neurons (``n``). Returns their group numbers from 0 (``n``), in the order of first members. The
+    closest copies are joined first.
     """
-    labels = torch.arange(len(gram))
+    labels = torch.arange(len(active))
     if most <= 0:
         return labels
-    energy = gram.diagonal()
-    distance = (energy[:, None] + energy[None, :] - 2 * gram).clamp(min=0)
-    bound = energy[:, None] + energy[None, :]
-    copy = distance <= SAME * bound
-    first = copy.to(torch.uint8).argmax(1)  # the first neuron that this one is a copy of: itself, if none comes before
-    first = torch.where(copy[first, first[first]], first[first], first)
-    later = (first < labels).nonzero()[:, 0]
-    ratio = distance[later, first[later]] / bound[later, first[later]].clamp(min=torch.finfo(torch.float64).tiny)
-    joined = later[ratio.argsort(stable=True)[:most]]
-    labels[joined] = first[joined]
+    earlier, later, apart = products.close(SAME)
+    both = torch.isin(earlier, active) & torch.isin(later, active)
+    earlier, later, apart = (
+        torch.searchsorted(active, earlier[both]),
+        torch.searchsorted(active, later[both]),
+        apart[both],
+    )
+    first = labels.scatter_reduce(0, later, earlier, "amin")  # the first neuron that this one is a copy of, or itself
+    nearest = earlier == first[later]
+    joined = later[nearest][apart[nearest].argsort(stable=True)[:most]]
+    labels[joined] = first[first[joined]]  # which may be a copy itself
     return renumber(labels)

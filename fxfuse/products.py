@@ -1,0 +1,135 @@
+"""Inner products of neurons: their Gram matrix, or the rows that it is made of until somebody asks for the matrix.
+
+A matrix is what most solvers look at, and streamed activations leave nothing else. From weights the rows are there, and
+whoever only needs the neurons' energies, or a few of their distances, is spared ``N x N`` products.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BAND = 512
+"""Rows and columns of a matrix that are worked on at a time."""
+
+AT_ONCE = 1 << 24
+"""Elements of rows x neurons that are multiplied at a time."""
+
+PAIRS = 1 << 20
+"""Pairs of neurons that are compared at a time."""
+
+FEW = 16
+"""Rows by which neurons are compared first."""
+
+
+class Products:
+    """``<a_i, a_j> / rows`` of ``N`` neurons."""
+
+    __slots__ = ("_energies", "_matrix", "_parts", "_rows")
+
+    def __init__(self, matrix: Tensor) -> None:
+        """The products as a matrix (``N x N``, float64)."""
+        self._matrix: Tensor | None = matrix
+        self._energies: Tensor | None = None
+        self._parts: tuple[Tensor, ...] = ()
+        self._rows = 1
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor]) -> "Products":
+        """The products of all rows of ``parts``, each ``rows x N`` and on the CPU."""
+        found = cls(torch.empty(0, 0, dtype=torch.float64))
+        found._matrix, found._parts, found._rows = None, tuple(parts), sum(len(x) for x in parts)
+        return found
+
+    @property
+    def matrix(self) -> Tensor:
+        """``N x N``, float64, symmetric; made when it is first asked for, in place of the rows."""
+        if self._matrix is None:
+            size = self._parts[0].shape[1]
+            matrix = torch.zeros(size, size, dtype=torch.float64)
+            for part in self._parts:
+                for x in torch.split(part, max(1, AT_ONCE // size)):
+                    add_products(matrix, x)
+            mirror(matrix.div_(self._rows))
+            self._matrix, self._parts = matrix, ()
+        return self._matrix
+
+    @property
+    def energies(self) -> Tensor:
+        """``<a_i, a_i> / rows``: ``N``, float64."""
+        if self._matrix is not None:
+            return self._matrix.diagonal()
+        if self._energies is None:
+            squares = torch.stack([x.square().sum(0).double() for x in self._parts])
+            self._energies = squares.sum(0) / self._rows
+        return self._energies
+
+    def close(self, within: float) -> tuple[Tensor, Tensor, Tensor]:
+        """All pairs ``i < j`` with ``||a_i - a_j||^2 <= within * (||a_i||^2 + ||a_j||^2)``, and the ratio of the two.
+
+        ``within`` is 1e-3 at most. Then norms of such a pair differ by less than ``1.45 sqrt(within)`` of the smaller,
+        so that neurons in the order of their norms have few others to be compared with. Where many have, the matrix is
+        made.
+        """
+        energies, order = self.energies.sort()
+        norms, index = energies.sqrt(), torch.arange(len(energies))
+        others = torch.searchsorted(norms, norms * (1 + 1.45 * within**0.5), right=True) - index - 1
+        if int(others.sum()) > len(norms) ** 2 // 16:
+            _ = self.matrix
+        found = [(index[:0], index[:0], norms[:0])]
+        for some in _portions(others):
+            place = torch.arange(int(others[some].sum())) - (others[some].cumsum(0) - others[some]).repeat_interleave(
+                others[some]
+            )
+            low = some.repeat_interleave(others[some])
+            high = low + 1 + place
+            bound = energies[low] + energies[high]
+            near, apart = self._near(order[low], order[high], within * bound)
+            one, other = order[low[near]], order[high[near]]
+            ratio = apart / bound[near].clamp(min=torch.finfo(torch.float64).tiny)
+            found.append((torch.minimum(one, other), torch.maximum(one, other), ratio))
+        first, second, ratio = (torch.cat(column) for column in zip(*found, strict=True))
+        return first, second, ratio
+
+    def _near(self, first: Tensor, second: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the listed pairs are no farther apart than ``bound``, and their squared distances."""
+        near = torch.arange(len(first))
+        if self._matrix is not None:
+            energies = self._matrix.diagonal()
+            apart = (energies[first] + energies[second] - 2 * self._matrix[first, second]).clamp_(min=0)
+            near = near[apart <= bound]
+            return near, apart[near]
+        apart = torch.zeros(len(first), dtype=torch.float64)
+        for x in (rows for part in self._parts for rows in (part[:FEW], part[FEW:])):  # a few rows tell most apart
+            portions = torch.split(near, max(1, AT_ONCE // max(1, len(x))))
+            more = [(x[:, first[some]] - x[:, second[some]]).square_().sum(0).double() for some in portions]
+            apart = apart + torch.cat(more) / self._rows
+            kept = apart <= bound[near]
+            near, apart = near[kept], apart[kept]
+            if not len(near):
+                break
+        return near, apart
+
+
+def add_products(matrix: Tensor, x: Tensor) -> None:
+    """Add ``x' x`` to a matrix (``N x N``), but only to its bands up to their diagonal blocks: half of the products."""
+    for start in range(0, len(matrix), BAND):
+        stop = min(start + BAND, len(matrix))
+        matrix[start:stop, :stop] += x[:, start:stop].T @ x[:, :stop]
+
+
+def mirror(matrix: Tensor) -> None:
+    """Fill in what :func:`add_products` left out, in place; block by block, which stays in the cache."""
+    for start in range(0, len(matrix), BAND):
+        rows = slice(start, start + BAND)
+        block = matrix[rows, rows]
+        block.copy_((block + block.T) / 2)  # products may differ from their mirror image in the last place
+        for other in range(start + BAND, len(matrix), BAND):
+            columns = slice(other, other + BAND)
+            matrix[rows, columns] = matrix[columns, rows].T
+
+
+def _portions(counts: Tensor) -> tuple[Tensor, ...]:
+    """The indices of ``counts``, in portions over which it adds up to about :data:`PAIRS`."""
+    sizes = torch.unique_consecutive(counts.cumsum(0) // PAIRS, return_counts=True)[1]
+    return torch.split(torch.arange(len(counts)), sizes.tolist())
