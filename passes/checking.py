@@ -19,6 +19,9 @@ TOLERANCE = 1e-5
 TOLERANCE_DOUBLE = 1e-7
 """The same in double precision; constants that were folded keep single precision."""
 
+_GIVEN = (Tensor, bool, int, float, complex, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool)
+"""What a graph's output may be made of."""
+
 
 def random_like(example: tuple[Tensor, ...], size: int, seed: int) -> tuple[Tensor, ...]:
     """Random inputs of batch ``size``: floats with the example's spread, other types drawn from the example's rows."""
@@ -45,17 +48,22 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was)
 
 
-@torch.no_grad()
 def outputs_at(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], name: str) -> Any:
-    """What the original returns.
+    """What the original returns, as :func:`plain` has it.
 
     Raises:
         DataError: it rejects the input.
     """
+    return plain(answer_at(module, bound, tensors, name))
+
+
+@torch.no_grad()
+def answer_at(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], name: str) -> Any:
+    """What the original returns, as it is; raises as :func:`outputs_at` does."""
     args, kwargs = bound.call(tuple(x.clone() for x in tensors))
     try:
         with plain_attention():
-            return plain(module(*args, **kwargs))
+            return module(*args, **kwargs)
     except Exception as error:  # the user's code may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -69,7 +77,8 @@ def _cure(tensors: Sequence[Tensor]) -> str:
 
 
 def plain(output: Any) -> Any:
-    """Outputs as tensors, tuples, lists and plain dictionaries; entries that are ``None`` are kept."""
+    """Outputs as tensors, tuples, lists and plain dictionaries. Entries that are ``None`` are kept, and so is the place
+    of an object that no graph can give, such as the cache of a language model: as ``None``."""
     if isinstance(output, Mapping):
         return {key: plain(value) for key, value in output.items()}
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
@@ -78,7 +87,18 @@ def plain(output: Any) -> Any:
         return [plain(value) for value in output]
     if isinstance(output, tuple):
         return tuple(plain(value) for value in output)
-    return output
+    return output if isinstance(output, _GIVEN) else None
+
+
+def left_out(output: Any, path: str = "output") -> Iterator[str]:
+    """What :func:`plain` leaves out of an output, in words."""
+    if dataclasses.is_dataclass(output) and not isinstance(output, type | Mapping):
+        output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    if isinstance(output, Mapping | list | tuple):
+        for key, value in output.items() if isinstance(output, Mapping) else enumerate(output):
+            yield from left_out(value, f"{path}[{key!r}]")
+    elif not isinstance(output, _GIVEN):
+        yield f"{path}, an object of the class {type(output).__name__}"
 
 
 def flat(output: Any, path: str = "output") -> Iterator[tuple[str, Any]]:

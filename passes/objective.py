@@ -52,14 +52,22 @@ class Objective:
         return Lesson(inputs, self._targets(inputs, labels, mixture))
 
     def _targets(self, inputs: Sequence[Tensor], labels: Tensor | None, mixture: Mixture | None) -> list[Tensor]:
-        with torch.no_grad(), autocast(self.device):
-            values = [parent(*inputs) for parent in self.parents]
+        if self.teacher.head == "labels" and set(self.nodes) <= set(self.teacher.outputs):
+            values = self._shapes()
+        else:
+            with torch.no_grad(), autocast(self.device):
+                values = [parent(*inputs) for parent in self.parents]
         targets = []
         for k, node in enumerate(self.nodes):
             own = [value[k].float() for value in values]
             is_answer = node in self.teacher.outputs
             targets.append(self.teacher.answer(own, labels, mixture) if is_answer else self.teacher.target(node, own))
         return targets
+
+    def _shapes(self) -> list[tuple[Tensor, ...]]:
+        """What the parents give, without its numbers: labels need no more."""
+        values = [[parent.axes.values[node] for node in self.nodes] for parent in self.teacher.pairs.parents]
+        return [tuple(torch.empty([x.size for x in v.dims], device="meta") for v in own) for own in values]
 
     def losses(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """Mean error of the levels, and of the answers; zero where there are none."""

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from fxfuse.errors import DataError, TraceError, nearest
 from fxfuse.passes.binding import Bound, bind, capture
-from fxfuse.passes.checking import check_equal, outputs_at, random_like
+from fxfuse.passes.checking import answer_at, check_equal, flat, left_out, outputs_at, plain, random_like
 from fxfuse.passes.graphs import CanonicalModule, assemble, copied, is_torch_leaf
 from fxfuse.passes.lift import export_trace
 from fxfuse.passes.normalize import normalize
@@ -69,7 +69,7 @@ def trace(
         bound = bind(twin, example, name)
     _check_open(twin, name)
     _check_leaves(twin, leaves, name, front_end)
-    outputs_at(twin, bound, bound.tensors, name)
+    ours = _check_outputs(answer_at(twin, bound, bound.tensors, name), name)
     inputs = [random_like(bound.tensors, size, seed) for seed, size in enumerate(LANES)]
     try:
         expected = [outputs_at(twin, bound, x, name) for x in inputs]
@@ -85,7 +85,7 @@ def trace(
         except Exception as error:  # front ends and the user's code raise anything; the next front end may do better
             failures[attempt.__name__] = describe(error)
             continue
-        notes = (*bound.notes, *_listed(failures), *program.notes)
+        notes = (*bound.notes, *ours, *_listed(failures), *program.notes)
         example = tuple(x.detach().clone() for x in at_batch(bound.tensors, max(2, bound.tensors[0].shape[0])))
         return Program(name, program.module, example, program.front_end, notes, bound.keywords)
     raise TraceError(
@@ -93,6 +93,17 @@ def trace(
         "followed as a leaf (leaves, --leaf), which keeps it whole, or take only a part of the network (submodule, "
         "--submodule)"
     )
+
+
+def _check_outputs(answer: Any, name: str) -> tuple[str, ...]:
+    """Notes on outputs that no graph can give; raises where there are no others."""
+    others = list(left_out(answer))
+    if not any(isinstance(x, Tensor) for _, x in flat(plain(answer))):
+        raise TraceError(
+            f"{name} returns no tensors{': ' + '; '.join(others) if others else ''}. Take a part of the network that "
+            "does (submodule, --submodule)"
+        )
+    return tuple(f"{what}, is left out: a graph gives tensors only" for what in others)
 
 
 def _check_open(module: nn.Module, name: str) -> None:

@@ -70,7 +70,7 @@ def hugging_face(name):
         return hf.T5EncoderModel(config), ids
     if name == "gpt2":
         ends = {"bos_token_id": 0, "eos_token_id": 0}
-        config = hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=16, use_cache=False, **ends)
+        config = hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=16, **ends)
         return hf.GPT2LMHeadModel(config), ids
     convolutions = {"conv_dim": (8, 8, 8), "conv_stride": (5, 2, 2), "conv_kernel": (10, 3, 3)}
     positions = {"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}

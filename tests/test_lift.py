@@ -129,7 +129,7 @@ def hugging_face(name):
         model = transformers.BertForSequenceClassification(transformers.BertConfig(**TEXT))
         return model, {"input_ids": ids, "attention_mask": mask}
     if name == "gpt2":
-        config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, n_positions=24, use_cache=False)
+        config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, n_positions=24)
         return transformers.GPT2LMHeadModel(config), {"input_ids": ids}
     if name == "t5":
         config = transformers.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from normalized import BOTH, traced
 from torch import nn
 
+from fxfuse.errors import TraceError
 from fxfuse.passes.checking import difference, plain
 from fxfuse.passes.normalizing.aliases import mutated
 from fxfuse.passes.probing import probe
@@ -80,16 +81,66 @@ def chain(self, x):
     return y
 
 
+def write_owned_pieces(self, x):
+    y = self.layer(x)
+    values, order = y.sort(-1)
+    values.mul_(2)
+    most = torch.topk(y, 3)
+    most.values.mul_(2)
+    most[0].add_(1)
+    return values + order, most.values + most.indices, y
+
+
+def write_split_pieces(self, x):
+    y = self.layer(x)
+    first, second, third = torch.split(y, [1, 2, 3], -1)
+    second.zero_()
+    third[:, 0] = 7
+    return y.cos(), torch.cat([third, second, first], -1)
+
+
+def write_tuple_as_a_whole(self, x):
+    y = self.layer(x)
+    parts = y.split(2, -1)
+    for i, part in enumerate(parts[1:]):
+        part.add_(i + 1.0)
+    parts[-1].relu_()
+    head = parts[0]
+    y.mul_(3)
+    return torch.cat(parts, -1) + head.sum(-1, keepdim=True)
+
+
+def write_unbound(self, x):
+    y = self.layer(x).view(-1, 2, 3)
+    one, other = y.unbind(1)
+    one += other
+    other[:, 1].mul_(2)
+    (whole,) = y.chunk(1, -1)
+    whole.sub_(1)
+    return y.flatten(1) + torch.cat([one, other], 1)
+
+
+def write_states(self, x):
+    outputs, (hidden, cell) = self.recurrent(x[:, None])
+    hidden[0].mul_(2)
+    cell.add_(1)
+    return outputs[:, 0] + hidden[-1] + cell[0]
+
+
 IN_PLACE = [
     relu_on_shared, add_to_alias, write_slice, write_through_view, read_old_view_after, write_mask, write_nested,
-    fill_and_copy, chain,
+    fill_and_copy, chain, write_owned_pieces, write_split_pieces, write_tuple_as_a_whole, write_unbound, write_states,
 ]  # fmt: skip
+
+
+def layers():
+    return {"layer": nn.Linear(4, 6), "recurrent": nn.LSTM(4, 6, batch_first=True)}
 
 
 @BOTH
 @pytest.mark.parametrize("forward", IN_PLACE, ids=lambda f: f.__name__)
 def test_no_operator_writes_in_place(forward, front_end):
-    model, module = traced(forward, torch.randn(2, 4), front_end=front_end, state={"layer": nn.Linear(4, 6)})
+    model, module = traced(forward, torch.randn(2, 4), front_end=front_end, state=layers())
     probe(module, (torch.randn(2, 4),))
     assert all(mutated(node) is None for node in module.graph.nodes)
     x = torch.randn(7, 4)
@@ -104,3 +155,13 @@ def test_inputs_are_not_written():
     y = module(x)
     assert torch.equal(x, before)
     assert torch.allclose(model(x.clone()), y)
+
+
+def test_a_written_piece_whose_place_is_not_known_is_named():
+    def forward(self, x):
+        y = self.layer(x)
+        y.unbind(0)[-1].mul_(2)
+        return y
+
+    with pytest.raises(TraceError, match=r"a piece made by unbind at .* is written in place"):
+        traced(forward, torch.randn(2, 4), front_end="fx", state=layers())

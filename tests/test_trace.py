@@ -230,6 +230,39 @@ def test_a_fixed_batch_size_is_refused():
         trace(Fixed(), torch.randn(2, 6))
 
 
+class Cache:
+    """What no graph can give."""
+
+    def __init__(self, values):
+        self.values = values
+
+
+class Remembering(nn.Module):
+    """Returns its answer and, beside it, an object; or the object alone."""
+
+    def __init__(self, alone=False):
+        super().__init__()
+        self.first, self.second, self.alone = nn.Linear(4, 6), nn.Linear(6, 3), alone
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return Cache(hidden) if self.alone else {"answer": self.second(hidden), "cache": Cache(hidden)}
+
+
+def test_an_object_among_the_outputs_is_left_out_and_said():
+    net, x = Remembering(), torch.randn(5, 4)
+    program = trace(net, x)
+    found = program.module(x)
+    assert found["cache"] is None
+    assert torch.equal(found["answer"], net(x)["answer"])
+    assert any("output['cache'], an object of the class Cache, is left out" in note for note in program.notes)
+
+
+def test_outputs_without_a_tensor_are_refused():
+    with pytest.raises(TraceError, match="returns no tensors: output, an object of the class Cache"):
+        trace(Remembering(alone=True), torch.randn(5, 4))
+
+
 def test_an_unknown_front_end_is_refused():
     with pytest.raises(TraceError, match=r"must be one of 'auto', 'fx', 'export'\. Got 'jit'"):
         trace(nn.Linear(3, 2), torch.randn(2, 3), front_end="jit")

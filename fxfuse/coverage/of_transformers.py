@@ -21,7 +21,7 @@ _DISTIL: dict[str, Any] = {
     "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 50, "max_position_embeddings": 40,
 }  # fmt: skip
 _GPT2: dict[str, Any] = {
-    "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50, "n_positions": 40, "use_cache": False, "pad_token_id": 0,
+    "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50, "n_positions": 40, "pad_token_id": 0,
 }  # fmt: skip
 _T5: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 50}
 _SWIN: dict[str, Any] = {
@@ -29,7 +29,7 @@ _SWIN: dict[str, Any] = {
 }  # fmt: skip
 _LLAMA: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "vocab_size": 50, "max_position_embeddings": 40, "use_cache": False, "pad_token_id": 0,
+    "intermediate_size": 48, "vocab_size": 50, "max_position_embeddings": 40, "pad_token_id": 0,
 }  # fmt: skip
 _WAV2VEC2: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 20,

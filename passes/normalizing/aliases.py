@@ -95,7 +95,10 @@ def without_inplace_flag(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]
 
 
 class Aliases:
-    """The view relation of a graph: each node's parent is the input whose memory it shares."""
+    """The view relation of a graph: each node's parent is the input whose memory it shares.
+
+    A piece of a tuple that is a view of nothing owns its memory, unless another piece has the same.
+    """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.parent: dict[fx.Node, fx.Node] = {}
@@ -103,7 +106,7 @@ class Aliases:
         for node in graph.nodes:
             memory = _storages(node)
             for source in node.all_input_nodes:
-                if memory & _storages(source):
+                if memory & _storages(source) and not (source not in self.parent and _is_tuple_of_owners(source)):
                     self.parent[node] = source
                     self.children.setdefault(source, []).append(node)
                     break
@@ -119,6 +122,11 @@ class Aliases:
         for child in self.children.get(node, []):
             yield child
             yield from self.below(child)
+
+
+def _is_tuple_of_owners(node: fx.Node) -> bool:
+    value = node.meta[PROBE][0]
+    return isinstance(value, tuple | list) and len(_storages(node)) == len(value)
 
 
 def _storages(node: fx.Node) -> set[int]:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fxfuse.errors import GraphError
 from fxfuse.passes.graphs import WHERE, target_name, words
 from fxfuse.passes.normalizing.aliases import Aliases, inplace_flag, mutated, without_inplace_flag
+from fxfuse.passes.normalizing.pieces import as_slice, join_pieces
 from fxfuse.passes.probing import PROBE, Editor
 
 _PURE_OPERATOR = {
@@ -28,9 +29,11 @@ _PURE_OPERATOR = {
 def functionalize(module: fx.GraphModule) -> int:
     """Replace every in-place operator on data by its functional form."""
     _clear_flags(module.graph)
-    writes = {node: target for node in module.graph.nodes if (target := mutated(node)) is not None}
-    if not writes:
+    if not _writes(module.graph):
         return 0
+    join_pieces(module)
+    _slice_pieces(module)
+    writes = _writes(module.graph)
     memory = _Memory(module, writes)
     for node in list(module.graph.nodes):
         memory.redirect(node)
@@ -39,6 +42,23 @@ def functionalize(module: fx.GraphModule) -> int:
     for node in reversed(writes):
         module.graph.erase_node(node)
     return len(writes)
+
+
+def _writes(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """What each node that writes in place writes to."""
+    return {node: target for node in graph.nodes if (target := mutated(node)) is not None}
+
+
+def _slice_pieces(module: fx.GraphModule) -> None:
+    """Where pieces of a tuple are views of memory that is written to, read them as slices of it."""
+    edit, aliases = Editor(module), Aliases(module.graph)
+    written = {aliases.root(target) for target in _writes(module.graph).values()}
+    for node in list(module.graph.nodes):
+        if isinstance(node.meta[PROBE][0], tuple | list) and node in aliases.parent and aliases.root(node) in written:
+            for piece in list(node.users):
+                if piece.target is operator.getitem:
+                    piece.replace_all_uses_with(as_slice(edit, piece, aliases.parent[node]))
+                    module.graph.erase_node(piece)
 
 
 def _clear_flags(graph: fx.Graph) -> None:
