@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fxfuse.errors import GraphError
 from fxfuse.label_space import class_axis
 from fxfuse.passes.algebra import check_owners
-from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, tensors_in
+from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, similar_rule, tensors_in
 from fxfuse.passes.graphs import attribute, target_name
 from fxfuse.passes.normalizing.constants import reads_shape_only
 from fxfuse.passes.variables import Dims, expand, fresh, pin, settle, size_of
@@ -125,7 +125,9 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         if func in decomposition_table and all(t.is_meta for t in tensors_in((args, kwargs))):
             with self:
                 return decomposition_table[func](*args, **kwargs)
-        self.give_up(str(func).removesuffix(".default"), list(tensors_in((args, kwargs))), "it has no axis rule")
+        similar = similar_rule(func._schema.name)
+        hint = f"; there is one for {similar!r}" if similar else ""
+        self.give_up(str(func).removesuffix(".default"), list(tensors_in((args, kwargs))), f"it has no axis rule{hint}")
         result = func(*args, **kwargs)
         for t in tensors_in(result):
             self.attach(t, Meaning([fresh(n, pinned=True) for n in t.shape]))

@@ -96,10 +96,13 @@ def test_a_rule_of_ones_own_frees_what_an_unknown_operator_pins() -> None:
     assert opaque.reason == "it has no axis rule"
     assert permutation_error(p, before) < 1e-10
 
-    @axis_rule("fxfuse_test::double")
     def rule(call: Call) -> Outputs:
         return call.dims(0)
 
+    axis_rule("fxfuse_test::duoble")(rule)
+    assert axes(p).opaque[0].reason == "it has no axis rule; there is one for 'fxfuse_test::duoble'"
+    del RULES["fxfuse_test::duoble"]
+    axis_rule("fxfuse_test.double")(rule)  # as the report has it
     try:
         after = axes(p)
         assert found(after) == "8 6"

@@ -15,6 +15,7 @@ the dimensions of the operands with ``call.dims(i)``, states what the operator d
 A rule must be true by the operator's definition: a permutation that it allows must leave the function unchanged.
 """
 
+import difflib
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -156,14 +157,23 @@ RULES: dict[str, Rule] = {}
 
 
 def axis_rule(*names: str) -> Callable[[RuleT], RuleT]:
-    """Enter a rule for operators by name, ``namespace::operator`` or an aten operator's bare name."""
+    """Enter a rule for operators by name: ``namespace::operator``, ``namespace.operator`` as reports have it, or an aten
+    operator's bare name."""
 
     def enter(rule: RuleT) -> RuleT:
         for name in names:
-            RULES[name if "::" in name else f"aten::{name}"] = rule
+            space, _, own_name = name.replace("::", ".").partition(".")
+            RULES[f"{space}::{own_name}" if own_name else f"aten::{space}"] = rule
         return rule
 
     return enter
+
+
+def similar_rule(name: str) -> str | None:
+    """The operator with a rule whose name is nearly ``name`` (``namespace::operator``), in whatever namespace."""
+    own_name = name.split("::")[-1]
+    close = [known for known in RULES if known.split("::")[-1] == own_name]
+    return next(iter(close or difflib.get_close_matches(name, RULES, n=1, cutoff=0.85)), None)
 
 
 def rule_for(function: Any) -> Rule | None:
