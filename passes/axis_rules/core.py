@@ -157,8 +157,8 @@ RULES: dict[str, Rule] = {}
 
 
 def axis_rule(*names: str) -> Callable[[RuleT], RuleT]:
-    """Enter a rule for operators by name: ``namespace::operator``, ``namespace.operator`` as reports have it, or an aten
-    operator's bare name."""
+    """Enter a rule for operators by name: ``namespace::operator``, ``namespace.operator`` as reports have it, or the
+    bare name of an aten operator."""
 
     def enter(rule: RuleT) -> RuleT:
         for name in names:
