@@ -72,17 +72,13 @@ class Products:
         made.
         """
         energies, order = self.energies.sort()
-        norms, index = energies.sqrt(), torch.arange(len(energies))
+        norms, index = energies.clamp(min=0).sqrt(), torch.arange(len(energies))
         others = torch.searchsorted(norms, norms * (1 + 1.45 * within**0.5), right=True) - index - 1
         if int(others.sum()) > len(norms) ** 2 // 16:
             _ = self.matrix
         found = [(index[:0], index[:0], norms[:0])]
         for some in _portions(others):
-            place = torch.arange(int(others[some].sum())) - (others[some].cumsum(0) - others[some]).repeat_interleave(
-                others[some]
-            )
-            low = some.repeat_interleave(others[some])
-            high = low + 1 + place
+            low, high = _followers(some, others[some])
             bound = energies[low] + energies[high]
             near, apart = self._near(order[low], order[high], within * bound)
             one, other = order[low[near]], order[high[near]]
@@ -127,6 +123,13 @@ def mirror(matrix: Tensor) -> None:
         for other in range(start + BAND, len(matrix), BAND):
             columns = slice(other, other + BAND)
             matrix[rows, columns] = matrix[columns, rows].T
+
+
+def _followers(index: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Every ``k`` of ``index`` with each of the ``counts`` numbers that follow it: two columns of pairs."""
+    first = index.repeat_interleave(counts)
+    start = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return first, first + 1 + torch.arange(len(first)) - start
 
 
 def _portions(counts: Tensor) -> tuple[Tensor, ...]:
