@@ -63,6 +63,18 @@ hidden(
     "strides of a reshape", "4 4*2 8", lambda n, h: n.c(h.as_strided((h.shape[0], 4, 2), (8, 2, 1)).sum(2)), c=L(4, 8)
 )
 hidden("strides", "", lambda n, h: h.as_strided((3, 8), (1, 1)))
+hidden(
+    "written diagonal",
+    "8",
+    lambda n, h: (torch.diagonal_scatter(h[:, :, None] * h[:, None], n.c(h), 0, 1, 2).softmax(2) * h[:, None]).sum(2),
+    c=L(8, 8),
+)
+hidden(
+    "written beside the diagonal",
+    "",
+    lambda n, h: torch.diagonal_scatter(h[:, :, None] * h[:, None], h[:, 1:], 1, 1, 2).sum(2),
+)
+hidden("masked scatter", "", lambda n, h: h.masked_scatter(h > 0, h.tanh()))
 hidden("along", "8", lambda n, h: torch.take_along_dim(h[:, None], torch.zeros(3, 2, 1).long(), 1).sum(1))
 hidden("stacks", "8", lambda n, h: torch.hstack((h, h))[:, :8] * torch.dstack((h, n.w)).prod(-1), w=(3, 8))
 hidden("sort order", "", lambda n, h: h + h.sort(-1).indices)

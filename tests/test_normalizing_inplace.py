@@ -127,7 +127,26 @@ def write_states(self, x):
     return outputs[:, 0] + hidden[-1] + cell[0]
 
 
+def write_diagonal(self, x):
+    y = self.layer(x)
+    square = y.unsqueeze(2) * y.unsqueeze(1)
+    square.diagonal(0, 1, 2).add_(1.5)
+    above = torch.diagonal(square, offset=1, dim1=-2, dim2=-1)
+    above.copy_(y[:, 1:])
+    return square.sum(1), above.relu_()
+
+
+def write_out(self, x):
+    y = self.layer(x)
+    z = torch.empty_like(y)
+    torch.mul(y, y.sigmoid(), out=z)
+    z += 1
+    torch.tanh(y, out=y)
+    return y, z
+
+
 IN_PLACE = [
+    write_diagonal, write_out,
     relu_on_shared, add_to_alias, write_slice, write_through_view, read_old_view_after, write_mask, write_nested,
     fill_and_copy, chain, write_owned_pieces, write_split_pieces, write_tuple_as_a_whole, write_unbound, write_states,
 ]  # fmt: skip
@@ -165,3 +184,15 @@ def test_a_written_piece_whose_place_is_not_known_is_named():
 
     with pytest.raises(TraceError, match=r"a piece made by unbind at .* is written in place"):
         traced(forward, torch.randn(2, 4), front_end="fx", state=layers())
+
+
+@BOTH
+def test_several_results_written_to_given_tensors_are_named(front_end):
+    def forward(self, x):
+        y = self.layer(x)
+        most, where = torch.empty(x.shape[0]), torch.empty(x.shape[0], dtype=torch.int64)
+        torch.max(y, 1, out=(most, where))
+        return most
+
+    with pytest.raises(TraceError, match=r"no functional form for the in-place operator"):
+        traced(forward, torch.randn(2, 4), front_end=front_end, state=layers())

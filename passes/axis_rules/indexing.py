@@ -31,6 +31,30 @@ def scatter_slice(call: Call) -> Dims:
     return [expand(dim) for dim in x]
 
 
+@axis_rule("diagonal_scatter")
+def scatter_diagonal(call: Call) -> Dims:
+    """The main diagonal of a square is overwritten: both its sides and what is written have one order. Other diagonals
+    are no permutation of theirs, and of a parameter the order could not be merged."""
+    x, source = call.dims(0), call.dims(1)
+    i, j = (positive(call.named(name), len(x)) for name in ("dim1", "dim2"))
+    straight = call.named("offset") == 0 and size_of(x[i]) == size_of(x[j])
+    others = [dim for d, dim in enumerate(x) if d not in (i, j)]
+    free_of([*others, *source[:-1]], [x[i], x[j], source[-1]])
+    unify_all(zip(others, source[:-1], strict=True))
+    if straight and not call.meaning(call.args[0]).stored:
+        unify_all([(x[i], x[j]), (x[i], source[-1])])
+    else:
+        for dim in (x[i], x[j], source[-1]):
+            pin(dim)
+    return [expand(dim) for dim in x]
+
+
+@axis_rule("masked_scatter")
+def masked_scatter(call: Call) -> Dims:
+    """Values are taken one after the other, as many as the mask lets through."""
+    return pinned_out([dim for t in call.tensors() for dim in call.of(t)], call)
+
+
 @axis_rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(call: Call) -> list[Dims]:
     """Rows of a table, combined bag by bag and column by column; what names the rows, the bags and their weights is a

@@ -38,7 +38,10 @@ def mutated(node: fx.Node) -> fx.Node | None:
     elif target is operator.setitem or target in _OPERATORS:
         writes = True
     elif isinstance(target, torch._ops.OpOverload):
-        writes = any(a.alias_info is not None and a.alias_info.is_write for a in target._schema.arguments)
+        written = [a for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        if written and written[0].kwarg_only:  # ``mul.out`` of torch.export
+            return node.kwargs[written[0].name]  # type: ignore[return-value]  # a tensor's node
+        writes = bool(written)
     else:
         if "out" in node.kwargs and isinstance(node.kwargs["out"], fx.Node):
             return node.kwargs["out"]

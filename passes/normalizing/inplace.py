@@ -63,6 +63,8 @@ def _slice_pieces(module: fx.GraphModule) -> None:
 
 def _clear_flags(graph: fx.Graph) -> None:
     for node in graph.nodes:
+        if len(_outs(node)) > 1:
+            raise _no_form(node)
         if node.op == "call_function" and inplace_flag(node) is False:
             node.args, node.kwargs = without_inplace_flag(node)
 
@@ -133,9 +135,9 @@ def _pure(edit: Editor, node: fx.Node, target: fx.Node) -> fx.Node:
     elif operator_ is torch.ops.aten.copy_.default and isinstance(node.args[1], fx.Node):
         value = node.args[1]
     elif isinstance(operator_, torch._ops.OpOverload):
-        value = edit.call(_pure_overload(operator_, node), *node.args, **node.kwargs)
+        value = edit.call(_pure_overload(operator_, node), *node.args, **_without_out(node))
     elif "out" in node.kwargs:
-        value = edit.call(operator_, *node.args, **{k: v for k, v in node.kwargs.items() if k != "out"})
+        value = edit.call(operator_, *node.args, **_without_out(node))
     else:
         name = operator_.__name__[:-1]
         pure = getattr(torch, name, None) or getattr(F, name, None)
@@ -143,6 +145,19 @@ def _pure(edit: Editor, node: fx.Node, target: fx.Node) -> fx.Node:
             raise _no_form(node)
         value = edit.call(pure, *node.args, **node.kwargs)
     return _as_written(edit, value, target)
+
+
+def _outs(node: fx.Node) -> list[Any]:
+    """What an operator is told to write to by name: ``out`` of a function, any names of an overload."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        named = [a.name for a in node.target._schema.arguments if a.kwarg_only and a.alias_info is not None]
+        return [node.kwargs[name] for name in named if name in node.kwargs]
+    found = node.kwargs.get("out") if node.op == "call_function" else None
+    return list(found) if isinstance(found, tuple | list) else []
+
+
+def _without_out(node: fx.Node) -> dict[str, Any]:
+    return {k: v for k, v in node.kwargs.items() if k != "out"}
 
 
 def _pure_method(edit: Editor, name: str, node: fx.Node) -> fx.Node:
@@ -162,10 +177,20 @@ def _pure_method(edit: Editor, name: str, node: fx.Node) -> fx.Node:
 def _pure_overload(target: Any, node: fx.Node) -> Callable[..., Any]:
     packet = target._schema.name.split("::")[1]
     space = getattr(torch.ops, target.namespace)
-    pure = getattr(space, packet.rstrip("_"), None) if packet.endswith("_") else None
+    if not packet.endswith("_"):  # ``mul.out``: the overload that takes the same but what it writes to
+        for overload in (getattr(getattr(space, packet), name) for name in getattr(space, packet).overloads()):
+            if not overload._schema.is_mutable and _taken(overload) == _taken(target):
+                return overload  # type: ignore[no-any-return]
+        raise _no_form(node)
+    pure = getattr(space, packet.rstrip("_"), None)
     if pure is None or target._overloadname not in pure.overloads():
         raise _no_form(node)
     return getattr(pure, target._overloadname)  # type: ignore[no-any-return]
+
+
+def _taken(overload: Any) -> list[tuple[str, str]]:
+    """Names and types of the arguments that an overload reads."""
+    return [(a.name, str(a.type)) for a in overload._schema.arguments if a.alias_info is None]
 
 
 def _no_form(node: fx.Node) -> GraphError:
@@ -207,6 +232,8 @@ def _put_back(edit: Editor, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.
         return edit.call(torch.permute, value, tuple(inverse))
     if name == "select":
         return edit.call(torch.select_scatter, base, value, *rest)
+    if name == "diagonal":
+        return edit.call(torch.diagonal_scatter, base, value, *view.args[1:], **view.kwargs)
     if name in {"narrow", "slice"}:
         dim, start, stop, step = (rest + [None] * 4)[:4]
         if name == "narrow":
