@@ -108,6 +108,14 @@ case(
 )
 case("pool of pieces", "4 4*2", VECTOR, lambda n, x: n.b(F.max_pool1d(n.a(x)[:, None], 2)[:, 0]), a=L(5, 8), b=L(4, 3))
 case(
+    "pool with gaps",
+    "",
+    VECTOR,
+    lambda n, x: n.b(F.max_pool1d(n.a(x)[:, None], 2, 2, dilation=2, ceil_mode=True)[:, 0]),
+    a=L(5, 8),
+    b=L(4, 3),
+)
+case(
     "pool of all",
     "8",
     TOKENS,

@@ -56,6 +56,7 @@ def _pooled(call: Call, places: Dims) -> Dims:
         if tiles and adaptive is None:
             stride = at(call.named("stride") or kernel, k)
             tiles = (at(kernel, k), stride) == (window, window) and at(call.named("padding", 0), k) == 0
+            tiles = tiles and at(call.named("dilation", 1), k) == 1
         pieces = regroup(dim, [size, window]) if tiles and not all(f.var.pinned for f in dim) else None
         if pieces is None:
             pin(dim)
