@@ -6,8 +6,10 @@ comes out is normalised (:mod:`fxfuse.passes.normalize`) and compared with the o
 sizes. The parent itself is never touched: everything works on a copy.
 """
 
+import contextlib
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +32,18 @@ from fxfuse.types import FrontEnd, Program
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
+@contextlib.contextmanager
+def _as_written() -> Iterator[None]:
+    """What ``torch.compile`` wraps runs as it was written: a graph is made of the code, and nothing is compiled for the
+    few runs that check it."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+        yield
+
+
+@_as_written()
 def trace(
     module: nn.Module,
     example: Example,

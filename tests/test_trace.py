@@ -306,3 +306,29 @@ def test_timm(name):
     side = model.pretrained_cfg["input_size"][-1]
     program = trace(model, torch.randn(2, 3, side, side))
     assert_faithful(model, program.module, (torch.randn(2, 3, side, side),))
+
+
+class Compiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 5)
+        self.b = torch.compile(nn.Sequential(nn.ReLU(), nn.Linear(5, 3)), backend=refuse)
+        self.step = torch.compile(self._step, backend=refuse)
+
+    def _step(self, x: Tensor) -> Tensor:
+        return x.sin() * x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(self.b(self.a(x)))
+
+
+def refuse(*_):
+    raise AssertionError("nothing is compiled in order to be traced")
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+def test_what_torch_compile_wraps_is_traced_as_it_was_written(front_end):
+    model = Compiled()
+    program = trace(model, torch.randn(2, 4), front_end=front_end)
+    assert program.front_end == front_end
+    assert list(program.module.state_dict()) == ["a.weight", "a.bias", "b._orig_mod.1.weight", "b._orig_mod.1.bias"]
