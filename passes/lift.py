@@ -85,6 +85,8 @@ def _export(module: nn.Module, bound: Bound) -> ExportedProgram:
     shapes = tuple({0: Dim.AUTO} if b else None for b in batched)
     with torch.no_grad(), plain_attention(), _hushed(), traced_lengths(_length):
         program = torch.export.export(_Call(module, bound), example, dynamic_shapes={"tensors": shapes}, strict=False)
+        if any(_vectorised(node) for node in program.graph.nodes):
+            program = program.run_decompositions({})
     inputs = [s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for name, has_batch in zip(inputs, batched, strict=True):
@@ -92,6 +94,11 @@ def _export(module: nn.Module, bound: Bound) -> ExportedProgram:
         if has_batch and isinstance(value, Tensor) and isinstance(value.shape[0], int):
             raise TraceError(f"the code works for one batch size only: torch.export fixed it at {value.shape[0]}")
     return program
+
+
+def _vectorised(node: fx.Node) -> bool:
+    """Whether a node opens or closes ``torch.vmap``: what lies between works on single samples."""
+    return "_functorch" in str(getattr(node.target, "__module__", ""))
 
 
 def _length(x: Any) -> Any:

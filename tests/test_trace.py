@@ -332,3 +332,20 @@ def test_what_torch_compile_wraps_is_traced_as_it_was_written(front_end):
     program = trace(model, torch.randn(2, 4), front_end=front_end)
     assert program.front_end == front_end
     assert list(program.module.state_dict()) == ["a.weight", "a.bias", "b._orig_mod.1.weight", "b._orig_mod.1.bias"]
+
+
+class Vectorised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts, self.head = nn.Parameter(torch.randn(3, 5, 4)), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        every = torch.vmap(lambda weight: (x @ weight.mT).relu())(self.experts).sum(0)
+        return torch.vmap(lambda sample: self.head(sample).tanh())(every)
+
+
+def test_vmap_is_written_out_and_leaves_nothing_behind():
+    model = Vectorised()
+    program = trace(model, torch.randn(2, 4))
+    assert_faithful(model, program.module, (torch.randn(3, 4),))
+    assert torch.randn(2).shape == (2,)  # which torch refuses inside vmap
