@@ -80,13 +80,25 @@ M = TypeVar("M", bound=nn.Module)
 def copied(module: M, *, share: bool = False) -> M:
     """A copy, also of a module that keeps the last result of a computation as an attribute (``weight_norm`` and the
     pruning of ``torch.nn.utils`` do), which ``copy.deepcopy`` alone refuses. With ``share`` its parameters are the
-    module's own: for code that changes graphs and modules, but no weights."""
+    module's own: for code that changes graphs and modules, but no weights. Parameters that were tied by their memory
+    (``decoder.weight.data = encoder.weight.data``) are one in the copy."""
     memo: dict[int, Any] = {id(p): p for p in module.parameters()} if share else {}
+    for first, *others in _tied(module):
+        memo.update((id(p), copy.deepcopy(first, memo)) for p in others)
     for part in module.modules():
         for value in part.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
+
+
+def _tied(module: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters that are several objects over the same numbers in the same shape."""
+    found: dict[Any, list[nn.Parameter]] = {}
+    for p in module.parameters():
+        if type(p) is nn.Parameter and not p.is_meta and p.numel():
+            found.setdefault((p.data_ptr(), p.shape, p.stride(), p.dtype, p.device), []).append(p)
+    return [same for same in found.values() if len(same) > 1]
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -308,6 +308,18 @@ def test_timm(name):
     assert_faithful(model, program.module, (torch.randn(2, 3, side, side),))
 
 
+def test_parameters_tied_by_their_memory_are_one():
+    model = randomise(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 6)), seed=1)
+    model[4].weight.data = model[0].weight.data
+    for front_end in ("fx", "export"):
+        module = trace(model, torch.randn(2, 4), front_end=front_end).module
+        state = module.state_dict(keep_vars=True)
+        assert state["4.weight"] is state["0.weight"]
+        assert state["4.weight"] is not model[0].weight
+        assert state.keys() == model.state_dict().keys()
+    assert model[4].weight is not model[0].weight
+
+
 class Compiled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
