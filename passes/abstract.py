@@ -78,6 +78,9 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What the operator gives; meta kernels are slow, so equal calls share the shape of their outputs. Views are
         quick, and what they look at keeps account of them."""
+        if func._schema.name in _WITHOUT_META:  # a value like the first operand, and which elements were clamped
+            value = torch.empty_like(args[0])
+            return (value, torch.empty_like(value, dtype=torch.bool)) if len(func._schema.returns) > 1 else value
         if func._schema.is_mutable or any(output.alias_info is not None for output in func._schema.returns):
             return func(*args, **kwargs)
         try:
@@ -149,6 +152,19 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
 
 
 _META = torch.device("meta")
+_WITHOUT_META = frozenset(
+    f"aten::{name}"
+    for name in (
+        "fake_quantize_per_tensor_affine",
+        "fake_quantize_per_channel_affine",
+        "fake_quantize_per_tensor_affine_cachemask",
+        "fake_quantize_per_channel_affine_cachemask",
+        "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+        "_fake_quantize_learnable_per_tensor_affine",
+        "_fake_quantize_learnable_per_channel_affine",
+    )
+)
+"""Operators that torch cannot run on meta tensors."""
 
 
 def _without_device(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -75,6 +75,12 @@ hidden(
     lambda n, h: torch.diagonal_scatter(h[:, :, None] * h[:, None], h[:, 1:], 1, 1, 2).sum(2),
 )
 hidden("masked scatter", "", lambda n, h: h.masked_scatter(h > 0, h.tanh()))
+hidden("singular values", "2 4 8", lambda n, h: n.c(torch.linalg.svdvals(h.view(-1, 2, 4)) + 1), c=L(2, 8))
+hidden("triangle", "8", lambda n, h: n.c(torch.linalg.qr(h.view(-1, 4, 2))[1].flatten(1)), c=L(4, 8))
+hidden("borders", "8", lambda n, h: h + torch.searchsorted(n.e, h), e=torch.linspace(-1, 1, 4))
+hidden("all pairs", "8", lambda n, h: h * F.pdist(h).sum())
+hidden("fake quantised", "8", lambda n, h: torch.fake_quantize_per_tensor_affine(h, 0.1, 0, -128, 127))
+hidden("largest norm", "8", lambda n, h: h * F.embedding(torch.zeros(1).long(), n.t, max_norm=1.0), t=(3, 8))
 hidden("along", "8", lambda n, h: torch.take_along_dim(h[:, None], torch.zeros(3, 2, 1).long(), 1).sum(1))
 hidden("stacks", "8", lambda n, h: torch.hstack((h, h))[:, :8] * torch.dstack((h, n.w)).prod(-1), w=(3, 8))
 hidden("sort order", "", lambda n, h: h + h.sort(-1).indices)

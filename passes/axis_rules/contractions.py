@@ -189,6 +189,16 @@ def cdist(call: Call) -> Dims:
     return out
 
 
+@axis_rule("_pdist_forward", "pdist")
+def pdist(call: Call) -> Dims:
+    """Distances between all pairs of rows, in their order: the features are summed over."""
+    rows, features = call.dims(0)
+    pin(rows)
+    disown_but(features, ())
+    call.contract(call.args[0], features)
+    return [fresh(call.shape()[0], pinned=True)]
+
+
 # --------------------------------------------------------------------------------------------- convolution
 
 

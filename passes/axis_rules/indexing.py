@@ -69,6 +69,16 @@ def embedding_bag(call: Call) -> list[Dims]:
     ]
 
 
+@axis_rule("embedding_renorm")
+def embedding_renorm(call: Call) -> Dims:
+    """The rows that are named are scaled to a largest norm, which treats columns alike."""
+    table, index = call.dims(0), call.dims(1)
+    for dim in (table[0], *index):
+        pin(dim)
+    free_of([table[0]], [table[1]])
+    return [expand(dim) for dim in table]
+
+
 @axis_rule("embedding")
 def embedding(call: Call) -> Dims:
     """Rows of a table, chosen by position in the vocabulary."""

@@ -5,6 +5,8 @@ same in every basis: there both sides must have one order. A parameter keeps its
 permuted, but not merged.
 """
 
+import torch
+
 from fxfuse.passes.algebra import free_of, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, disown_but
 from fxfuse.passes.axis_rules.pointwise import broadcast
@@ -63,6 +65,37 @@ def invariant(call: Call) -> Dims | list[Dims]:
     unify(rows, columns)
     out = [expand(dim) for dim in batch]
     return [out for _ in call.result] if isinstance(call.result, tuple | list) else out
+
+
+@axis_rule("_linalg_svd", "linalg_svd")
+def singular_values(call: Call) -> list[Dims]:
+    """They are the same whatever the order of rows and columns; the vectors' signs are not, for whoever reads them."""
+    *batch, rows, columns = _matrices(call)
+    for k in (0, 2):
+        call.points[k] = [rows, columns]
+    return [
+        [*(expand(dim) for dim in batch), *(fresh(n, pinned=True) for n in tensor.shape[len(batch) :])]
+        for tensor in call.result
+    ]
+
+
+@axis_rule(
+    "linalg_qr", "linalg_cholesky", "linalg_cholesky_ex", "_linalg_eigh", "linalg_eigh", "linalg_eig",
+    "linalg_eigvals", "linalg_lu_factor_ex", "linalg_lu", "linalg_ldl_factor_ex", "cholesky_inverse", "geqrf",
+)  # fmt: skip
+def factors(call: Call) -> Dims | list[Dims]:
+    """Triangles, and what is found column by column, depend on the order of both sides (of a square that is said to be
+    symmetric only one half is read)."""
+    *batch, rows, columns = _matrices(call)
+    pin(rows)
+    pin(columns)
+
+    def out(shape: torch.Size) -> Dims:
+        return [*(expand(dim) for dim in batch), *(fresh(n, pinned=True) for n in shape[len(batch) :])]
+
+    if isinstance(call.result, tuple | list):
+        return [out(tensor.shape) for tensor in call.result]
+    return out(call.result.shape)
 
 
 def _matrices(call: Call) -> Dims:

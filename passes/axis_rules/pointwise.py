@@ -28,7 +28,9 @@ def broadcast(operands: list[Dims]) -> Dims:
     "relu", "relu6", "rrelu", "gelu", "silu", "mish", "celu", "selu", "elu", "hardswish",
     "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "softplus", "leaky_relu", "log_sigmoid", "threshold",
     "sigmoid", "tanh", "masked_fill", "where", "clamp", "clip", "rsub", "isclose", "cpu", "cuda",
-    "square", "fake_quantize_per_tensor_affine", "_conj", "resolve_conj", "resolve_neg", "data", "requires_grad_",
+    "square", "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "_fake_quantize_learnable_per_tensor_affine",
+    "_conj", "resolve_conj", "resolve_neg", "data", "requires_grad_",
 )  # fmt: skip
 def pointwise(call: Call) -> Dims | list[Dims]:
     """Every operand's dimensions agree, up to broadcasting."""
@@ -46,14 +48,17 @@ def prelu(call: Call) -> Dims:
     return x
 
 
-@axis_rule("fake_quantize_per_channel_affine")
-def per_channel(call: Call) -> Dims:
+@axis_rule(
+    "fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask",
+    "_fake_quantize_learnable_per_channel_affine",
+)  # fmt: skip
+def per_channel(call: Call) -> Dims | list[Dims]:
     """Scale and zero point along one dimension."""
     x = call.dims(0)
     for operand in (call.dims(1), call.dims(2)):
         if operand and operand[0]:
             unify(operand[0], x[call.named("axis")])
-    return x
+    return [x for _ in call.result] if isinstance(call.result, tuple | list) else x
 
 
 @axis_rule(
@@ -175,6 +180,23 @@ def bucketize(call: Call) -> Dims:
     for dim in call.dims(1):
         pin(dim)
     return call.dims(0) if isinstance(call.args[0], Tensor) else []
+
+
+@axis_rule("searchsorted")
+def searchsorted(call: Call) -> Dims:
+    """Every element alone by its list of borders: by the one list, or by the one at the same leading indices."""
+    borders, values = call.dims(0), call.args[1]
+    if not isinstance(values, Tensor):
+        pin(borders[-1])
+        return borders[:-1]
+    dims = call.of(values)
+    pin(borders[-1])
+    if len(borders) > 1:
+        unify_all(zip(borders[:-1], dims[:-1], strict=True))
+    for operand in [call.of(t) for t in call.tensors()[2:]]:  # the order in which the borders stand
+        for dim in operand:
+            pin(dim)
+    return [expand(dim) for dim in dims]
 
 
 @axis_rule("tril", "triu")
