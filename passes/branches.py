@@ -4,13 +4,15 @@ The first levels of the fused graph are the *trunk*; they keep their node names 
 ``p`` goes on with its own later levels, under the name ``branches.p``. Where such a level reads a trunk's value ``y``
 in space ``a``, it is given the parent's neurons as they are found in the fused ones, ``U_a,p y``: a selection along the
 neuron axis where every neuron is found in one fused neuron, a product with a constant otherwise. A *combiner* makes one
-answer of the branches' answers at every output; it is a module that is written into the graph.
+answer of the branches' answers at every output; it is a module that is written into the graph. What is added computes
+in the parents' own precision, in single precision where that is less.
 
 An empty trunk gives the parents side by side: an ensemble, or a choice among them, as one graph. Every output is named
 as in the reference, so whatever asks for it by name finds it.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +22,15 @@ from torch import Tensor, fx, nn
 from fxfuse.layouts import Merger, spaces_in
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.graphs import CanonicalModule, Container, attribute, graft
+from fxfuse.passes.shapes import value_types
 from fxfuse.passes.subgraph import needed_nodes, output_nodes
 from fxfuse.types import Grouping, Layout, Leaf, Level, TensorAxes
 
 Combine = Callable[[str], nn.Module]
 """For the name of an output: a module that takes all branches' values there, one argument each, and gives one."""
+
+Typed = tuple[fx.Node, torch.dtype | None]
+"""A value with its type, where that is known."""
 
 PREFIX = "branches"
 
@@ -56,9 +62,10 @@ def branched(
     for p in chosen:
         for name, value in writer.branch(p, groupings, [*late, *also]).items():
             answers[name].append(value)
-    extra = [value for name in also for value in answers[name]]
+    extra = [(value, writer.types.get(name)) for name in also for value in answers[name]]
     for name in late:
-        writer.values[name] = writer.call(combine(name), f"combine.{name}", [*answers[name], *extra], name)
+        own = [(value, writer.types.get(name)) for value in answers[name]]
+        writer.values[name] = writer.call(combine(name), f"combine.{name}", [*own, *extra], name)
     return writer.finish()
 
 
@@ -86,6 +93,7 @@ class _Writer:
         self.pairs, self.source = pairs, trunk
         self.root, self.graph = Container(), fx.Graph()
         self.values: dict[str, fx.Node] = {}
+        self.types = value_types(pairs.reference.program)
         for node in trunk.graph.nodes:
             if node.op == "placeholder":
                 self.values[node.name] = self.graph.node_copy(node)
@@ -132,7 +140,8 @@ class _Writer:
             matrix = _found_again(layout, parent, groupings, outer)
             module = _adapter(matrix, dim)
             if module is not None:
-                value = self.call(module, f"{PREFIX}.{parent}.found.{name}_{dim}", [value], f"{name}_for_{parent}")
+                inputs = [(value, self.types.get(name))]
+                value = self.call(module, f"{PREFIX}.{parent}.found.{name}_{dim}", inputs, f"{name}_for_{parent}")
         return value
 
     def _copied(self, node: fx.Node, place: "_Placement", env: Mapping[fx.Node, fx.Node], name: str) -> fx.Node:
@@ -142,17 +151,27 @@ class _Writer:
         made.meta = dict(node.meta)
         return made
 
-    def call(self, module: nn.Module, path: str, inputs: Sequence[fx.Node], name: str) -> fx.Node:
-        """Write the operators of a small module of ours into the graph; the result is named ``name``."""
-        traced = _traced(module, len(inputs))
+    def call(self, module: nn.Module, path: str, inputs: Sequence[Typed], name: str) -> fx.Node:
+        """Write the operators of a small module of ours into the graph; the result is named ``name`` and is of the
+        first input's type."""
+        types = [kind for _, kind in inputs if kind is not None and kind.is_floating_point]
+        wide = functools.reduce(torch.promote_types, types, torch.float32)
+        kind = inputs[0][1]
+        narrow = kind if kind is not None and kind.is_floating_point and kind != wide else None
+        traced = _traced(module.to(wide), len(inputs))
         place = _Placement(self.root, traced, f"{path}.")
         placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-        env: dict[fx.Node, fx.Node] = dict(zip(placeholders, inputs, strict=True))
+        given = [self._to(value, wide) if own in types and own != wide else value for value, own in inputs]
+        env: dict[fx.Node, fx.Node] = dict(zip(placeholders, given, strict=True))
         (result,) = output_nodes(traced.graph)
         for node in traced.graph.nodes:
             if node.op not in ("placeholder", "output"):
-                env[node] = self._copied(node, place, env, name if node is result else f"{name}_{node.name}")
-        return env[result]
+                last = node is result and narrow is None
+                env[node] = self._copied(node, place, env, name if last else f"{name}_{node.name}")
+        return env[result] if narrow is None else self._to(env[result], narrow, name)
+
+    def _to(self, value: fx.Node, kind: torch.dtype, name: str | None = None) -> fx.Node:
+        return self.graph.create_node("call_method", "to", (value, kind), {}, name or f"{value.name}_wide")
 
     def finish(self) -> CanonicalModule:
         """The module; its output has the structure of the trunk's."""
@@ -252,4 +271,4 @@ def _adapter(matrix: Tensor, dim: int) -> nn.Module | None:
         return None
     if bool(((matrix == 0) | (matrix == 1)).all()) and bool((matrix.sum(1) == 1).all()):
         return Select(matrix.argmax(1), dim)
-    return Mix(matrix.float(), dim)
+    return Mix(matrix, dim)

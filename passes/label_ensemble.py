@@ -17,6 +17,7 @@ the softmax of the parents' centred logits, each parent's scaled to one spread, 
 class. The posterior's mass on ``S_p`` is ``k_p``. So no parent's confidence is compared with another's as it stands.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,18 +67,19 @@ class LabelEnsemble:
 
     def probabilities(self, values: Sequence[Tensor]) -> Tensor:
         """The ensemble's probabilities; the class axis, wherever it is, has ``C`` entries."""
-        completion = Completion(self).to(values[0].device)
+        completion = Completion(self).to(values[0].device, _wide(values))
         return _by_rows(values, lambda rows: completion(*(_log_probabilities(z) for z in rows)))
 
     def logits(self, values: Sequence[Tensor]) -> Tensor:
         """The mean of each class's logits over the parents that know it, by their weights: no calibration at all."""
-        completion = Completion(self).to(values[0].device)
+        completion = Completion(self).to(values[0].device, _wide(values))
         return _by_rows(values, completion.over_union)
 
 
 class Completion(nn.Module):
     """The equation of the module docstring as plain operators on the last dimension, so that it can be written into a
-    graph: from the parents' log-probabilities, ``.. x C_p`` each, to ``.. x C``."""
+    graph: from the parents' log-probabilities, ``.. x C_p`` each, to ``.. x C``. Its buffers are in double precision,
+    to be brought to that of the values."""
 
     def __init__(self, ensemble: LabelEnsemble) -> None:
         super().__init__()
@@ -89,15 +91,15 @@ class Completion(nn.Module):
         shares = known.double() * torch.tensor(self.weights, dtype=torch.float64)[:, None]
         shares = shares / shares.sum(0)
         for p, own in enumerate(labels.maps):
-            places = torch.zeros(len(own), labels.size)
+            places = torch.zeros(len(own), labels.size, dtype=torch.float64)
             places[torch.arange(len(own)), list(own)] = 1.0
             self.register_buffer(f"places_{p}", places)
-            self.register_buffer(f"shared_{p}", places * shares[p].float())
-            self.register_buffer(f"known_{p}", known[p].float())
+            self.register_buffer(f"shared_{p}", places * shares[p])
+            self.register_buffer(f"known_{p}", known[p].double())
         self.calibrated = ensemble.slope is not None and ensemble.offset is not None
         if ensemble.slope is not None and ensemble.offset is not None:
-            self.register_buffer("slope", ensemble.slope.float())
-            self.register_buffer("offset", ensemble.offset.float())
+            self.register_buffer("slope", ensemble.slope.double())
+            self.register_buffer("offset", ensemble.offset.double())
 
     def forward(self, *logs: Tensor) -> Tensor:
         """``q``."""
@@ -167,7 +169,7 @@ def label_ensemble(
         return plain
     scales = tuple(max(float(_centred(log).square().mean().sqrt()), TINY) for log in logs)
     start = LabelEnsemble(labels, weights, scales)
-    guess = Completion(start).guess(*logs)
+    guess = Completion(start).to(_wide(logs)).guess(*logs)
     if given is not None:
         hard = (given >= 0) & (given < labels.size)
         guess[hard] = torch.nn.functional.one_hot(given[hard].long(), labels.size).to(guess)
@@ -192,7 +194,7 @@ def _answers(
         fitting = next((list(column) for column in zip(*values, strict=False) if ensemble.fits(column)), None)
         if fitting is None:
             return None, None
-        taken = [_log_probabilities(_rows(value)).cpu() for value in fitting]
+        taken = [_log_probabilities(_rows(value).to(_wide(fitting))).cpu() for value in fitting]
         step = max(1, -(-len(taken[0]) * len(samples) // len(inputs[0]) // ROWS))
         for own, log in zip(found, taken, strict=True):
             own.append(log[::step])
@@ -236,8 +238,14 @@ def _by_rows(values: Sequence[Tensor], combine: Callable[[list[Tensor]], Tensor]
     axis = class_axis(values[0].shape)
     assert axis is not None
     moved = values[0].movedim(axis, -1).shape[:-1]
-    joined = combine([_rows(value).float() for value in values])
+    kind = _wide(values)
+    joined = combine([_rows(value).to(kind) for value in values])
     return joined.reshape(*moved, joined.shape[-1]).movedim(-1, axis).to(values[0].dtype)
+
+
+def _wide(values: Sequence[Tensor]) -> torch.dtype:
+    """The values' precision, or single precision where that is less."""
+    return functools.reduce(torch.promote_types, (value.dtype for value in values), torch.float32)
 
 
 def _centred(rows: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 import copy
 
 import pytest
-from laws import CPU, analysed, data, distance, grouped, outputs, statistics, with_permuted_copy
+import torch
+from laws import CPU, analysed, data, distance, grouped, model, outputs, statistics, with_permuted_copy
 
 from fxfuse.export import to_onnx
 from fxfuse.models_zoo.zoo import ZOO
@@ -13,6 +14,7 @@ from fxfuse.passes.correspond import correspond
 from fxfuse.passes.group import group
 from fxfuse.passes.partial import selected, side_by_side
 from fxfuse.passes.rewrite import rewrite
+from fxfuse.pipeline import fuse
 
 SLOW = {"resnet18", "resnet20", "vgg11_bn", "unet", "dense"}
 """Covered by their smaller kin."""
@@ -102,3 +104,21 @@ def test_it_is_one_onnx_with_any_batch(form, tmp_path):
         module = mean(pairs, rewrite(pairs, groupings, (0.5, 0.5)), 2, groupings)
     report = to_onnx(module, ZOO[name].example(3), tmp_path / "whole.onnx")
     assert report.max_rel < 1e-4
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("how", ["confidence", "distance", "gate", "probabilities", "logits", "partial"])
+def test_what_is_added_computes_in_the_parents_precision(kind, how):
+    parents = [model("mlp", seed=seed).to(kind) for seed in (0, 1)]
+    inputs = data("mlp", 24).take(torch.arange(24))[0][0].to(kind)
+    labels = [list("abcdefg"), list("efghijk")]
+    ask = {"method": "select", "router": how}
+    if how in ("probabilities", "logits"):
+        ask = {"method": "ensemble", "head": how}
+    if how == "partial":
+        ask, labels = {"method": "zip-read", "budget": 1.9}, None
+    result = fuse(parents, calibration=inputs, labels=labels, compare=False, **ask)
+    found = result.module(inputs)
+    assert found.dtype == kind
+    assert bool(found.isfinite().all())
+    assert how != "partial" or any("matrix" in name for name, _ in result.module.named_buffers())

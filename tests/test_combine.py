@@ -24,8 +24,10 @@ def test_unions_are_those_of_the_label_ensemble():
     own = LabelEnsemble(labels, (0.5, 0.5), (3.0, 2.0))
     values = [A[:, :3], B]
     for axis, given in ((1, values), (1, [v.T[None, :, :, None] for v in values])):
-        logs = UnionProbabilities(Completion(own), axis, False)(*given)
+        logs = UnionProbabilities(Completion(own).float(), axis, False)(*given)
         assert torch.allclose(logs.exp(), own.probabilities(given), atol=1e-5)
-        assert torch.allclose(UnionLogits(Completion(own), axis)(*given), own.logits(given), atol=1e-6)
+        assert torch.allclose(UnionLogits(Completion(own).float(), axis)(*given), own.logits(given), atol=1e-6)
     chances = [v.softmax(1) for v in values]
-    assert torch.allclose(UnionProbabilities(Completion(own), 1, True)(*chances), own.probabilities(values), atol=1e-5)
+    assert torch.allclose(
+        UnionProbabilities(Completion(own).float(), 1, True)(*chances), own.probabilities(values), atol=1e-5
+    )
