@@ -127,7 +127,8 @@ def check_precisions(pairs: Correspondence, given: Sequence[Mapping[str, Tensor]
                 raise MethodError(
                     f"precisions must be positive and finite. Those of {names[name]} in {parent.program.name} are not."
                 )
-            found[name] = x.detach().to("cpu", torch.float32)
+            wide = torch.promote_types(state[names[name]].dtype, torch.float32)
+            found[name] = x.detach().to("cpu", wide)
         out.append(found)
     return tuple(out)
 

@@ -111,3 +111,13 @@ def test_what_is_missing_is_said():
         Merge("precision").apply(pairs, groupings, (0.5, 0.5))
     with pytest.raises(MethodError, match="base model must have the parents' shapes"):
         Merge("task", base={}).apply(pairs, groupings, (0.5, 0.5))
+
+
+@pytest.mark.parametrize("method", ["task-arithmetic", "ties"])
+def test_a_parent_of_share_0_does_not_count(method):
+    base, *nets = (model("mlp", seed=seed) for seed in range(4))
+    ask = {"method": method, "base": base, "example": torch.randn(3, 20), "compare": False}
+    with_it = fuse(nets, weights=(1, 1, 0), **ask).state_dict()
+    without = fuse(nets[:2], **ask).state_dict()
+    for name, x in without.items():
+        torch.testing.assert_close(with_it[name], x, rtol=0, atol=1e-6)
