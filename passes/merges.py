@@ -8,9 +8,10 @@ model that all were trained from, and ``t_p = W_p - W_0`` (a *task vector*):
     task        W_0 + c P sum_p w_p t_p                                 task arithmetic (Ilharco et al., 2023)
     ties        W_0 + c P sum_{p agrees} w_p t_p / (P sum_{p agrees} w_p)   TIES (Yadav et al., 2023)
 
-``c`` is the *scale*, ``P`` the number of parents with a share. TIES first cuts every task vector down to the *density* of its largest entries (over the whole
-network), elects a sign per entry by the larger total, and averages those that agree with it. ``mean`` and ``precision``
-follow any grouping; ``task`` and ``ties`` need no grouping but the neurons' own order, which a base model gives.
+``c`` is the *scale*, ``P`` the number of parents with a share. TIES first cuts every task vector down to the *density*
+of its largest entries (over the whole network), elects a sign per entry by the larger total, and averages those that
+agree with it. ``mean`` and ``precision`` follow any grouping; ``task`` and ``ties`` need no grouping but the neurons'
+own order, which a base model gives.
 
 All are made of the mean: a parent whose tensors have been changed is merged like any other.
 """

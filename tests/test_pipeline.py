@@ -236,6 +236,8 @@ class Untraceable(nn.Module):
         ({"weights": (0.0, 0.0)}, MethodError, "at least 0 and not all 0"),
         ({"names": ("a",)}, MethodError, "names must have one entry per parent"),
         ({"head": "labels"}, MethodError, "needs labelled calibration data"),
+        ({"head": "labels", "calibration": None, "method": "average"}, MethodError, "needs labelled calibration data"),
+        ({"options": {"restarts": 1.5}}, MethodError, "option 'restarts' of kmeans must be a whole number. Got 1.5"),
         ({"target": -1.0}, MethodError, "must be a positive factor"),
         ({"importance": "conductence"}, MethodError, "conductance"),
         (

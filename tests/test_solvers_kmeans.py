@@ -7,6 +7,7 @@ import torch
 from sklearn.cluster import KMeans
 from solver_cases import generator, neurons, statistics
 
+from fxfuse.errors import MethodError
 from fxfuse.passes.solvers.groups import Points, masses, owners, scatter
 from fxfuse.passes.solvers.hungarian import matched_labels
 from fxfuse.passes.solvers.kmeans import lloyd, plus_plus, solve
@@ -87,3 +88,9 @@ def test_a_thousand_neurons_take_a_moment():
     grouping = solve(stats, 256, weights=weights, generator=generator())
     assert time.process_time() - began < 3  # 0.2 s where measured
     assert grouping.merge[0].shape == (256, 500)
+
+
+def test_fewer_than_no_restarts_are_refused():
+    stats, weights = case((4, 4))[:2]
+    with pytest.raises(MethodError, match="restarts of kmeans must be at least 0. Got -1"):
+        solve(stats, 4, weights=weights, generator=generator(0), restarts=-1)

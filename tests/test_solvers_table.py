@@ -42,6 +42,31 @@ def test_unknown_names_and_options_suggest_the_nearest():
     check_options("ot", {"reference": 1, "metric": "cosine"})
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "wanted"),
+    [
+        ("ot", "regularisation", "abc", "a finite number or null"),
+        ("ot", "regularisation", [1], "a finite number or null"),
+        ("ot", "regularisation", float("nan"), "a finite number or null"),
+        ("ot", "reference", True, "a whole number, 'barycentre' or null"),
+        ("ot", "reference", "first", "a whole number, 'barycentre' or null"),
+        ("ot", "squared", "maybe", "true or false"),
+        ("ot", "metric", "inner", "'euclidean' or 'cosine'"),
+        ("zip", "within", 3, "true or false"),
+        ("transplant", "balanced", None, "true or false"),
+        ("kmeans", "restarts", 1.5, "a whole number"),
+    ],
+)
+def test_values_of_another_kind_are_refused(name, option, value, wanted):
+    with pytest.raises(MethodError, match=f"option '{option}' of {name} must be {wanted}. Got"):
+        check_options(name, {option: value})
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_defaults_are_of_the_right_kind(name):
+    check_options(name, solver_options(name))
+
+
 @pytest.mark.parametrize("name", MATCHING)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), parents=st.integers(2, 4), width=st.integers(1, 12))

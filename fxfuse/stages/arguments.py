@@ -208,7 +208,7 @@ def read_data(job: Job, calibration: Any, evaluation: Any) -> Data:
         judged = with_inputs_of(fitted, judged)
     labelled = fitted is not None and fitted.labelled
     training = job.training
-    if training.head == "labels" and fitted is not None and not labelled:
+    if training.head == "labels" and not labelled:
         raise MethodError("head 'labels' needs labelled calibration data; give labels, or take 'probabilities'")
     if training.finetune.epochs and fitted is None:
         raise MethodError("fine-tuning needs calibration data")

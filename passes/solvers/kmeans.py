@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from fxfuse.errors import MethodError
 from fxfuse.passes.solvers.groups import BAND, Points, group_sums, scatter, solve_hard
 from fxfuse.passes.solvers.hungarian import matched_labels
 from fxfuse.passes.solvers.threads import one_thread
@@ -40,7 +41,10 @@ def solve(
 
     Any number of parents, any widths. Every group has a member; with fewer neurons than ``target`` the heaviest
     are copied (see :func:`fxfuse.passes.solvers.groups.assemble`).
+    Raises :class:`MethodError` for fewer than no restarts.
     """
+    if restarts < 0:
+        raise MethodError(f"restarts of kmeans must be at least 0. Got {restarts}")
 
     def labeller(points: Points, groups: int) -> Tensor:
         starts = [matched_labels(points, groups, sweeps=1)]

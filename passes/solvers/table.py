@@ -7,8 +7,10 @@ fused function.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from fxfuse.errors import MethodError, nearest
 from fxfuse.passes.solvers.average import solve as average
@@ -53,9 +55,35 @@ def find_solver(name: str) -> Solver:
 
 
 def check_options(name: SolverName, options: Mapping[str, Any]) -> None:
-    """Raise :class:`MethodError` for an option that the solver does not have."""
-    known = solver_options(name)
-    for key in options:
-        if key not in known:
-            hint = nearest(key, known) if known else "it has none"
+    """Raise :class:`MethodError` for an option that the solver does not have, and for a value of another kind than its
+    signature says."""
+    known = inspect.signature(find_solver(name)).parameters
+    own = solver_options(name)
+    for key, value in options.items():
+        if key not in own:
+            hint = nearest(key, own) if own else "it has none"
             raise MethodError(f"grouping solver {name!r} has no option {key!r}; {hint}")
+        kinds = _kinds(known[key].annotation)
+        if not any(_is(value, kind) for kind in kinds):
+            *first, last = [word for kind in kinds for word in _words(kind)]
+            either = f"{', '.join(first)} or {last}" if first else last
+            raise MethodError(f"option {key!r} of {name} must be {either}. Got {value!r}")
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a value is of one kind: a choice, a switch, a whole number, a finite number, or nothing."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if isinstance(value, bool) or kind in (bool, NoneType):
+        return type(value) is kind
+    return isinstance(value, int) or (kind is float and isinstance(value, float) and math.isfinite(value))
+
+
+def _words(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return [repr(word) for word in get_args(kind)]
+    return [{bool: "true or false", NoneType: "null", int: "a whole number"}.get(kind, "a finite number")]
