@@ -91,6 +91,6 @@ def test_a_thousand_neurons_take_a_moment():
 
 
 def test_fewer_than_no_restarts_are_refused():
-    stats, weights = case((4, 4))[:2]
-    with pytest.raises(MethodError, match="restarts of kmeans must be at least 0. Got -1"):
+    _, stats, _, weights = case((4, 4))
+    with pytest.raises(MethodError, match=r"restarts of kmeans must be at least 0\. Got -1"):
         solve(stats, 4, weights=weights, generator=generator(0), restarts=-1)
