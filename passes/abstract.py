@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fxfuse.errors import GraphError
 from fxfuse.label_space import class_axis
 from fxfuse.passes.algebra import check_owners
-from fxfuse.passes.axis_rules.core import Call, Meaning, Trace, rule_for, similar_rule, tensors_in
+from fxfuse.passes.axis_rules.core import FOLLOWING, Call, Meaning, Trace, rule_for, similar_rule, tensors_in
 from fxfuse.passes.graphs import attribute, target_name
 from fxfuse.passes.normalizing.constants import reads_shape_only
 from fxfuse.passes.variables import Dims, expand, fresh, pin, settle, size_of
@@ -66,8 +66,13 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         call = Call(func, tuple(args), kwargs, result, self.meaning, self.trace)
         operands = [self.meaning(t) for t in call.tensors()]
         stored = bool(operands) and all(meaning.stored for meaning in operands)
-        for meaning in operands:
-            meaning.read()
+        given = FOLLOWING.get(func._schema.name)
+        index = None if given is None else call.named(given)
+        for tensor in call.tensors():
+            if tensor is index and sum(t is index for t in call.tensors()) == 1:
+                self.meaning(tensor).used = True
+            else:
+                self.meaning(tensor).read()
         dims = rule(call)
         per_output: list[Dims] = dims if isinstance(result, tuple | list) else [dims]  # type: ignore[list-item,assignment]  # a rule returns what its operator does
         for k, (tensor, meant) in enumerate(zip(outputs, per_output, strict=False)):

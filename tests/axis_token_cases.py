@@ -251,7 +251,7 @@ tokens(
     c=L(36, 8),
 )
 tokens("table by sign", "4 8 8", lambda n, h: n.o(n.t[(h > 0).long()].sum(-1)), t=(2, 4), o=L(8, 8))
-tokens("gather self", "", lambda n, h: h.gather(-1, h.argsort(-1)))
+tokens("gather self", "8", lambda n, h: h.gather(-1, h.argsort(-1)))
 tokens("index neurons", "", lambda n, h: h[..., n.i], i=torch.tensor([3, 1, 2, 0, 4, 5, 7, 6]))
 tokens("position mixing", "8", lambda n, h: n.m(h.transpose(1, 2)).transpose(1, 2), m=L(6, 6))
 tokens("conv over tokens", "8 8", lambda n, h: n.m(h.transpose(1, 2)).transpose(1, 2), m=nn.Conv1d(8, 8, 3, padding=1))

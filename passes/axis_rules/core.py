@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fxfuse.passes.algebra import disown, unify_all
-from fxfuse.passes.variables import Dim, Dims, Factor, Unset, Var, expand, inside, owner, pin, settle
+from fxfuse.passes.algebra import disown, unify, unify_all
+from fxfuse.passes.variables import Dim, Dims, Factor, Unset, Var, expand, inside, owner, pin, settle, size_of
 
 Outputs = Dims | list[Dims]
 
@@ -103,6 +103,17 @@ class Call:
         result = self.result[index] if isinstance(self.result, tuple | list) else self.result
         return list(result.shape)
 
+    def follows(self, index: Tensor, dim: Dim) -> bool:
+        """Whether the values of ``index`` are positions in what ``dim`` is from now on: then another order changes
+        both alike. If they are not, or in several dimensions, ``dim`` keeps its order."""
+        points = self.meaning(index).points
+        if len(points) == 1 and size_of(points[0]) == size_of(dim):
+            unify(points[0], dim)
+            return True
+        self.meaning(index).read()
+        pin(dim)
+        return False
+
     def contract(self, tensor: Tensor, dim: Dim, *, value: bool = False) -> None:
         """``dim`` of ``tensor`` is summed against another operand: a parameter is read there, a value observed.
         ``value`` says that what is computed from parameters alone stands in the place of a value here."""
@@ -154,6 +165,17 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 Rule = Callable[[Call], Outputs]
 RuleT = TypeVar("RuleT", bound=Rule)
 RULES: dict[str, Rule] = {}
+
+
+FOLLOWING = {
+    "aten::gather": "index",
+    "aten::scatter": "index",
+    "aten::take_along_dim": "indices",
+    "aten::one_hot": "self",
+    "aten::embedding": "indices",
+}
+"""Operators whose rules say themselves what becomes of the positions that they are given (:meth:`Call.follows`), and
+the argument that holds them."""
 
 
 def axis_rule(*names: str) -> Callable[[RuleT], RuleT]:

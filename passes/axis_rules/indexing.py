@@ -1,4 +1,8 @@
-"""Operators that pick or overwrite by index: a dimension that is indexed keeps its order, all others go along."""
+"""Operators that pick or overwrite by index: a dimension that is indexed keeps its order, all others go along.
+
+Positions that were found in a dimension (by ``topk``, ``argmax``) move with it: where they are the index, what is
+indexed by them is that dimension, and any order will do. So experts that a gate picks may change places.
+"""
 
 import torch
 
@@ -6,7 +10,7 @@ from fxfuse.passes.algebra import free_of, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, positive
 from fxfuse.passes.axis_rules.pointwise import broadcast
 from fxfuse.passes.axis_rules.shapes import pinned_out, slice_dims
-from fxfuse.passes.variables import Dims, expand, fresh, pin, size_of
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, pin, size_of
 
 
 @axis_rule("slice_scatter", "select_scatter")
@@ -83,8 +87,9 @@ def embedding_renorm(call: Call) -> Dims:
 def embedding(call: Call) -> Dims:
     """Rows of a table, chosen by position in the vocabulary."""
     table, index = call.dims(0), call.dims(1)
-    pin(table[0])
-    return [*index, table[1]]
+    call.follows(call.args[1], table[0])
+    free_of(table[1:], table[:1])
+    return [*(expand(dim) for dim in [*index, table[1]])]
 
 
 @axis_rule("index")
@@ -122,7 +127,7 @@ def gather(call: Call) -> Dims:
     """Index values name positions of one dimension; all others go along."""
     x, by = call.dims(0), call.dims(2)
     d = positive(call.args[1], len(x))
-    pin(x[d])
+    call.follows(call.args[2], x[d])
     free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
     for i, (a, b) in enumerate(zip(x, by, strict=True)):
         if i != d and size_of(a) != size_of(b):
@@ -138,9 +143,11 @@ def take_along_dim(call: Call) -> Dims:
     """The same, with all other dimensions broadcast."""
     x, by = call.dims(0), call.dims(1)
     if call.named("dim") is None:
+        call.meaning(call.args[1]).read()
         return pinned_out([*x, *by], call)
     d = positive(call.named("dim"), len(x))
-    pin(x[d])
+    call.follows(call.args[1], x[d])
+    free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
     chosen, x[d], by[d] = by[d], [], []
     out = broadcast([x, by])
     return [chosen if i == d else dim for i, dim in enumerate(out)]
@@ -149,7 +156,9 @@ def take_along_dim(call: Call) -> Dims:
 @axis_rule("one_hot")
 def one_hot(call: Call) -> Dims:
     """A new dimension that stands for the values."""
-    return [*call.dims(0), fresh(call.shape()[-1], pinned=True)]
+    stands: Dim = [Factor(Var(call.shape()[-1]))]
+    call.follows(call.args[0], stands)
+    return [*call.dims(0), expand(stands)]
 
 
 @axis_rule("meshgrid")
@@ -187,10 +196,12 @@ def index_put(call: Call) -> Dims:
 )  # fmt: skip
 def scatter(call: Call) -> Dims:
     """One dimension is written by index; along the others source, index and target agree where they are as long."""
-    x = call.dims(0)
+    x, index = call.dims(0), call.named("index")
     d = positive(call.args[1], len(x))
-    pin(x[d])
-    x[d] = fresh(size_of(x[d]), pinned=True)
+    free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
+    if index.ndim != len(x) or not call.follows(index, x[d]):
+        pin(x[d])
+        x[d] = fresh(size_of(x[d]), pinned=True)
     for tensor in call.tensors()[1:]:
         other = call.of(tensor)
         if len(other) != len(x):  # a list of indices, or one number
