@@ -278,3 +278,11 @@ def test_inputs_that_the_model_rejects():
 def test_a_model_that_cannot_be_traced():
     with pytest.raises(TraceError, match=r"test_pipeline.py:\d+"):
         fuse([Untraceable()], calibration=samples_from(torch.randn(8, 4)))
+
+
+@pytest.mark.parametrize("method", ["hungarian", "transplant-read", "hungarian-gradient", "partial-neurons"])
+def test_networks_of_one_layer_are_averaged(method):
+    nets = [nn.Sequential(nn.Linear(6, 3)) for _ in range(2)]
+    x = torch.randn(20, 6)
+    result = fuse(nets, calibration=x, method=method, head="logits", fit=FitSettings(augment="none"), compare=False)
+    torch.testing.assert_close(result.module(x), (nets[0](x) + nets[1](x)) / 2, rtol=1e-5, atol=1e-5)

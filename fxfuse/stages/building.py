@@ -57,7 +57,7 @@ def observe(job: Job, matched: Matched, data: Data, precisions: Given | None) ->
             progress=host.progress,
             at_once=None if method.form.widens else AT_ONCE,
         )
-    first = next(rounds)
+    first = next(rounds, Round((), {}))  # a single layer has no neurons to group
     merge = make_merge(
         method.preset,
         matched.pairs,
