@@ -177,6 +177,14 @@ class FinetuneSettings(Record):
     batch_size: Positive = 128
     patience: Positive | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_another(cls, given: Any) -> Any:
+        """The options by default are SGD's: another optimizer begins without."""
+        if isinstance(given, Mapping) and given.get("optimizer", "SGD") != "SGD" and "options" not in given:
+            return {**given, "options": {}}
+        return given
+
 
 class Recipe(Record):
     """A whole run. A parent, a target or a data set may be written as its source alone, a target as its width."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from fxfuse.errors import MethodError, nearest
 
 Schedule = Literal["constant", "linear", "cosine"]
-UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam")
-"""Not to be had by name: the base class, one that wants the loss as a function, and one for sparse gradients."""
+UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+"""Not to be had by name: the base class, one that wants the loss as a function, one for sparse gradients, and one for
+matrices alone."""
 
 
 def adam(parameters: Sequence[Tensor], lr: float) -> torch.optim.Adam:

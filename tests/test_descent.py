@@ -35,6 +35,7 @@ def test_adam_is_fused_where_it_can_be():
     [
         ("SDG", {}, "did you mean 'SGD'"),
         ("LBFGS", {}, "unknown optimizer"),
+        ("Muon", {}, "unknown optimizer"),
         ("SGD", {"momentun": 0.9}, "does not take lr=0.1, {'momentun': 0.9}"),
         ("SGD", {"momentum": -1}, "does not take"),
     ],

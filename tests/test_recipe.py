@@ -5,6 +5,7 @@ import pytest
 from fxfuse.errors import RecipeError
 from fxfuse.recipe import (
     DataSpec,
+    FinetuneSettings,
     FitSettings,
     Limit,
     ParentSpec,
@@ -168,3 +169,12 @@ def test_preprocessing_that_contradicts_itself_is_refused() -> None:
         Preprocessing(to_float=False, mean=0.5)
     with pytest.raises(RecipeError, match=r"`preprocessing.std\[0\]` must be greater than 0"):
         DataSpec(source="x", preprocessing={"std": 0})
+
+
+def test_momentum_is_the_default_of_sgd_alone():
+    assert FinetuneSettings().options == FinetuneSettings(optimizer="SGD", lr=0.1).options == {"momentum": 0.9}
+    assert FinetuneSettings(optimizer="AdamW").options == {}
+    assert FinetuneSettings(optimizer="AdamW", options={"weight_decay": 0.1}).options == {"weight_decay": 0.1}
+    recipe = parse_recipe("{parents: [a.pt2], finetune: {epochs: 1, optimizer: Adam}}")
+    assert recipe.finetune.options == {}
+    assert parse_recipe(dump_recipe(recipe)) == recipe
