@@ -6,6 +6,7 @@ and buffer of the user's module under the user's own name, used or not, tied or 
 """
 
 import copy
+import itertools
 import keyword
 import re
 from typing import Any, TypeVar
@@ -90,6 +91,18 @@ def copied(module: M, *, share: bool = False) -> M:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
+
+
+def overlapping(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of parameters that share memory without being the same tensor, as a transposed view does."""
+    found: list[tuple[int, int, str, Any]] = []
+    for name, p in module.named_parameters():
+        if not p.is_meta and p.numel():
+            last = sum((n - 1) * abs(s) for n, s in zip(p.shape, p.stride(), strict=True))
+            kind = (p.data_ptr(), p.shape, p.stride())
+            found.append((p.data_ptr(), p.data_ptr() + last * p.element_size(), name, kind))
+    found.sort(key=lambda item: item[:2])
+    return [(a[2], b[2]) for a, b in itertools.pairwise(found) if b[0] <= a[1] and a[3] != b[3]]
 
 
 def _tied(module: nn.Module) -> list[list[nn.Parameter]]:

@@ -258,6 +258,14 @@ def test_an_object_among_the_outputs_is_left_out_and_said():
     assert any("output['cache'], an object of the class Cache, is left out" in note for note in program.notes)
 
 
+def test_parameters_that_share_memory_in_different_shapes_are_said():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+    assert not any("share memory" in note for note in trace(net, torch.randn(5, 4)).notes)
+    net[1].weight = nn.Parameter(net[0].weight.detach().t())
+    notes = trace(net, torch.randn(5, 4)).notes
+    assert any("0.weight and 1.weight share memory in different shapes" in note for note in notes)
+
+
 def test_outputs_without_a_tensor_are_refused():
     with pytest.raises(TraceError, match="returns no tensors: output, an object of the class Cache"):
         trace(Remembering(alone=True), torch.randn(5, 4))
