@@ -85,8 +85,8 @@ def trace(
     _check_leaves(twin, leaves, name, front_end)
     ours = _check_outputs(answer_at(twin, bound, bound.tensors, name), name)
     ours += tuple(
-        f"{one} and {other} share memory in different shapes: fused, they are two tensors, and when they are loaded into "
-        "the network's own class one overwrites the other; use the graph, or let forward transpose one parameter"
+        f"{one} and {other} share memory in different shapes: fused, they are two tensors, and when they are loaded "
+        "into the network's own class one overwrites the other; use the graph, or let forward transpose one parameter"
         for one, other in overlapping(module)
     )
     inputs = [random_like(bound.tensors, size, seed) for seed, size in enumerate(LANES)]
