@@ -75,6 +75,10 @@ METHODS: Mapping[str, Preset] = {
     "lerp": Preset(
         "the same, for parents that share an ancestor: interpolates between them by their shares", "average"
     ),
+    "average-linear": Preset(
+        "average, then every layer by least squares, as RegMean does (Jin et al., 2023), the head by gradient",
+        "average", "linear",
+    ),
     "task-arithmetic": Preset(
         "what training changed in a base model, added up (Ilharco et al., 2023); needs the base model, no data",
         "average", merge="task",

@@ -68,6 +68,7 @@ def test_methods_are_pinned() -> None:
     assert list(METHODS) == [
         "average",
         "lerp",
+        "average-linear",
         "task-arithmetic",
         "ties",
         "kl",

@@ -29,7 +29,7 @@ CASES: dict[str, Sequence[Sequence[int]]] = {
 SHARE = 0.9
 """The part of a digit's images that goes to the parent whose digit it is; the others share the rest."""
 
-TABLE = "average,task-arithmetic,ties,rebasin-weights,ot-weights,hungarian-read,hungarian-gradient"
+TABLE = "average,average-linear,task-arithmetic,ties,rebasin-weights,ot-weights,hungarian-read,hungarian-gradient"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
