@@ -76,7 +76,7 @@ METHODS: Mapping[str, Preset] = {
         "the same, for parents that share an ancestor: interpolates between them by their shares", "average"
     ),
     "average-linear": Preset(
-        "average, then every layer by least squares, as RegMean does (Jin et al., 2023), the head by gradient",
+        "average, then every layer by least squares, after RegMean (Jin et al., 2023), the head by gradient",
         "average", "linear",
     ),
     "task-arithmetic": Preset(

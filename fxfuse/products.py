@@ -75,7 +75,7 @@ class Products:
         norms, index = energies.clamp(min=0).sqrt(), torch.arange(len(energies))
         others = torch.searchsorted(norms, norms * (1 + 1.45 * within**0.5), right=True) - index - 1
         if int(others.sum()) > len(norms) ** 2 // 16:
-            _ = self.matrix
+            _ = self.matrix  # asking for it makes it, and the pairs are then read off it
         found = [(index[:0], index[:0], norms[:0])]
         for some in _portions(others):
             low, high = _followers(some, others[some])

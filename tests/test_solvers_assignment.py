@@ -58,9 +58,9 @@ def test_infeasible() -> None:
 
 
 def test_prices_leave_most_rows_with_a_column_of_their_own() -> None:
-    """What makes them worth their time: most rows reach zero reduced cost on a column of their own."""
+    """What makes them worth their time: nearly all rows reach zero reduced cost on nearly distinct columns."""
     cost = distances(LARGE, 20)
     before = len(cost.argmin(1).unique())
     after = len((cost + prices(cost)).argmin(1).unique())
     assert before < 0.6 * LARGE
-    assert after > 0.7 * LARGE
+    assert after > 0.75 * LARGE

@@ -23,7 +23,7 @@ MOST_BIDS = 40
 """Bids per row and phase after which the auction is given up: it ends far earlier unless many costs are alike, as those
 of dead neurons are, and there plain searches are short."""
 
-BLOCK = 64
+BLOCK = 128
 """Rows that bid at once: few enough for their offers to stay in the cache."""
 
 STEPS = (0.25, 0.05, 0.01, 0.002)
