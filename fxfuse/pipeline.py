@@ -62,6 +62,7 @@ def fuse(
     leaves: Sequence[str] = (),
     submodule: str | None = None,
     front_end: FrontEndChoice = "auto",
+    copy: bool = True,
     progress: Progress | None = None,
     checkpoint: Store | None = None,
 ) -> FuseResult:
@@ -83,7 +84,9 @@ def fuse(
     ``head`` says what the output is fitted to: the mean of the parents' probabilities, of their logits, or labels.
     ``evaluation`` is labelled data for the comparison in the result; nothing is fitted or chosen on it (without it the
     comparison is on the calibration data; ``compare=False`` leaves it out). ``example`` is needed only by a method
-    without data. The same seed on the same machine gives the same bits.
+    without data. Without ``copy`` the graphs of the parents have the parents' own parameters, not copies: it saves the
+    memory of all parents, who must then not be trained on while the result is in use. The same seed on the same
+    machine gives the same bits.
 
     Returns the fused network as ``result.module`` and the account of how it came about. Raises subclasses of
     :class:`fxfuse.errors.FuseError` for anything that cannot work, before any long work where that is possible.
@@ -96,7 +99,7 @@ def fuse(
     job = Job(
         method=chosen,
         parents=describe_parents(len(parents), names, weights, labels),
-        tracing=Tracing(granularity, leaves, submodule, front_end),
+        tracing=Tracing(granularity, leaves, submodule, front_end, copy),
         training=choose_training(chosen, head, fit, finetune),
         host=Host(pick_device(device), seed, progress or QuietProgress(), checkpoint),
     )

@@ -91,6 +91,7 @@ def _fuse(
         leaves=recipe.leaves,
         submodule=recipe.submodule,
         front_end=recipe.front_end,
+        copy=False,  # nobody else has the networks that were loaded
         progress=progress,
         checkpoint=checkpoint,
     )

@@ -91,9 +91,10 @@ def choose_cut(pairs: Correspondence, budget: Budget, members: Sequence[int]) ->
     fitting = next((cut for cut in possible if sizes[cut] <= allowed * (1 + 1e-9)), None)
     if fitting is None:
         least = min(sizes[cut] for cut in possible)
+        ratio = f"{least / sizes[count]:.3g} times" if least != sizes[count] else "as many as"
         raise MethodError(
             f"a budget of {allowed:,.0f} {budget.unit} is below the smallest possible network, which has {least:,} "
-            f"({least / sizes[count]:.3g} times one network); give that much, or a narrower target."
+            f"({ratio} one network); give that much, or a narrower target."
         )
     return Cut(fitting, sizes[fitting], allowed, sizes[count], sizes[0])
 

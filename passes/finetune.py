@@ -122,6 +122,7 @@ class _Run:
                 bar.advance()
                 if self.done == epochs or self.keeper.due():
                     self._save()
+        self.optimizer.zero_grad()  # gradients take as much memory as the weights
         self.module.load_state_dict(self.best.state)
         self.module.eval()
         return FinetuneReport(self.first, self.best.figures[-1], self.best.at, self.done)

@@ -40,5 +40,6 @@ def fit_gradient(task: LevelTask, steps: int, lr: float, max_seconds: float | No
             best.offer((task.error(),), lambda: copied(parameters), looks)
             if looks - best.at == PATIENCE or (deadline is not None and time.monotonic() > deadline):
                 break
+    optimizer.zero_grad()  # gradients take as much memory as the weights
     put(parameters, best.state)
     return True

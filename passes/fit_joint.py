@@ -216,6 +216,7 @@ class _Run:
                     whole = self.done % self.round == 0  # the block under way is not kept
                     if whole and self.done < steps and self.keeper.due():
                         self._save()
+        self.optimizer.zero_grad()  # gradients take as much memory as the weights
         self._put(self.best.state)
         self.fused.eval()
         return self._report(self.done)

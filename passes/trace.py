@@ -20,7 +20,17 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from fxfuse.errors import DataError, TraceError, nearest
 from fxfuse.passes.binding import Bound, bind, capture
-from fxfuse.passes.checking import answer_at, check_equal, flat, left_out, outputs_at, plain, random_like
+from fxfuse.passes.checking import (
+    TOLERANCE,
+    answer_at,
+    check_equal,
+    difference,
+    flat,
+    left_out,
+    outputs_at,
+    plain,
+    random_like,
+)
 from fxfuse.passes.graphs import CanonicalModule, assemble, copied, is_torch_leaf, overlapping
 from fxfuse.passes.lift import export_trace
 from fxfuse.passes.normalize import normalize
@@ -52,11 +62,12 @@ def trace(
     leaves: Sequence[str] = (),
     submodule: str | None = None,
     front_end: Literal["auto", "fx", "export"] = "auto",
+    copy: bool = True,
 ) -> Program:
     """Turn ``module`` into a canonical graph.
 
     Args:
-        module: the trained network; copied, never changed.
+        module: the trained network; never changed.
         example: what ``forward`` takes: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
             Tensors become graph inputs under the names of their arguments and in the order of ``forward``, everything
             else (and every argument not given) is fixed at its value. The first dimension of the first input is the
@@ -67,6 +78,7 @@ def trace(
         submodule: path of a module inside ``module``; only that one is traced, on the inputs that it receives when
             ``module`` runs on ``example``.
         front_end: which front end may be used.
+        copy: whether the program has parameters of its own. Without, they are the network's, which saves their memory.
 
     Returns:
         A program whose module has the state dict of ``module`` (or of the sub-module), to the letter.
@@ -75,7 +87,7 @@ def trace(
         TraceError: no front end can follow the code, and the message names the line; or leaves for torch.export alone.
         DataError: the module rejects the example.
     """
-    twin = copied(module).eval()
+    twin = copied(module, share=not copy).eval()
     if submodule is not None:
         bound, twin = capture(twin, example, submodule, name)
         leaves = [leaf.removeprefix(f"{submodule}.") for leaf in leaves]
@@ -107,11 +119,23 @@ def trace(
         notes = (*bound.notes, *ours, *_listed(failures), *program.notes)
         example = tuple(x.detach().clone() for x in at_batch(bound.tensors, max(2, bound.tensors[0].shape[0])))
         return Program(name, program.module, example, program.front_end, notes, bound.keywords)
+    _check_repeats(twin, bound, inputs[0], expected[0], name)
     raise TraceError(
         f"{name} cannot be turned into a graph. {'; '.join(_listed(failures))}. Name the module that cannot be "
         "followed as a leaf (leaves, --leaf), which keeps it whole, or take only a part of the network (submodule, "
         "--submodule)"
     )
+
+
+def _check_repeats(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], first: Any, name: str) -> None:
+    """Raise where the network itself answers the same inputs differently each time: no graph could equal it."""
+    worst, where = difference(first, outputs_at(module, bound, tensors, name))
+    if worst > TOLERANCE:
+        raise TraceError(
+            f"{name} answers the same inputs differently each time: {where} changes between two runs in evaluation "
+            "mode. Something in it draws at random or counts its calls; pass the noise as an input, switch the drawing "
+            "off in evaluation mode, or take a part without it (submodule, --submodule)"
+        )
 
 
 def _check_outputs(answer: Any, name: str) -> tuple[str, ...]:

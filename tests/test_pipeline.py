@@ -99,6 +99,20 @@ def test_the_parents_stay_as_they_are():
     assert not {p.data_ptr() for p in fused.parameters()} & {p.data_ptr() for p in own[0].parameters()}
 
 
+@pytest.mark.parametrize("method", ["average", "hungarian-gradient", "ensemble"])
+def test_without_copies_the_graphs_have_the_parents_own_parameters_and_leave_them(method):
+    own = parents()
+    before = [{k: v.clone() for k, v in m.state_dict().items()} for m in own]
+    results = [fuse(own, calibration=data(NAME), method=method, fit=QUICK, copy=copy) for copy in (True, False)]
+    for module, state in zip(own, before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
+    assert outputs(results[0].module, INPUTS)[0].equal(outputs(results[1].module, INPUTS)[0])
+    theirs = {p.data_ptr() for m in own for p in m.parameters()}
+    assert theirs == {p.data_ptr() for parent in results[1].parents for p in parent.program.module.parameters()}
+    assert not theirs & {p.data_ptr() for p in results[1].module.parameters()}
+    assert all(p.grad is None for p in results[1].module.parameters())
+
+
 def test_the_account(result):
     levels = result.analysis.partition.levels
     assert [r.level for r in result.levels] == [level.name for level in levels]
@@ -238,6 +252,18 @@ class Untraceable(nn.Module):
         ({"head": "labels"}, MethodError, "needs labelled calibration data"),
         ({"head": "labels", "calibration": None, "method": "average"}, MethodError, "needs labelled calibration data"),
         ({"options": {"restarts": 1.5}}, MethodError, "option 'restarts' of kmeans must be a whole number. Got 1.5"),
+        (
+            {"options": {"restarts": -1}},
+            MethodError,
+            "space 'conv1.weight:0': restarts of kmeans must be at least 0. Got -1",
+        ),
+        (
+            {"method": "ot", "options": {"reference": 7}},
+            MethodError,
+            "space 'conv1.weight:0': reference of ot must be a parent",
+        ),
+        ({"method": "ot", "options": {"regularisation": 0}}, MethodError, "regularisation of ot must be positive"),
+        ({"method": "rebasin", "target": 0.5}, MethodError, "'conv1.weight:0': permutation matching keeps the widest"),
         ({"target": -1.0}, MethodError, "must be a positive factor"),
         ({"importance": "conductence"}, MethodError, "conductance"),
         (
@@ -247,7 +273,8 @@ class Untraceable(nn.Module):
         ),
     ],
 )
-def test_what_is_refused_before_any_work(options, error, message):
+def test_what_is_refused_before_any_work(options, error, message, monkeypatch):
+    monkeypatch.setattr("fxfuse.pipeline.observe", None)
     with pytest.raises(error, match=message):
         fuse(parents(), **{"calibration": data(NAME), "method": "kmeans-gradient", **options})
 
@@ -278,6 +305,12 @@ def test_inputs_that_the_model_rejects():
 def test_a_model_that_cannot_be_traced():
     with pytest.raises(TraceError, match=r"test_pipeline.py:\d+"):
         fuse([Untraceable()], calibration=samples_from(torch.randn(8, 4)))
+
+
+def test_a_head_that_nothing_is_fitted_to_is_said():
+    labelled = (ZOO[NAME].example(16, seed=5)[0], torch.arange(16) % 10)
+    result = fuse(parents(), calibration=labelled, method="rebasin", head="labels", compare=False)
+    assert "head: labels has no effect, for method 'rebasin' fits nothing" in result.notes
 
 
 @pytest.mark.parametrize("method", ["hungarian", "transplant-read", "hungarian-gradient", "partial-neurons"])

@@ -124,7 +124,10 @@ def test_inputs_are_told_by_their_names_and_not_their_order():
 
 def test_an_average_of_other_widths_is_refused_with_a_word_on_what_to_take():
     parents = [nn.Sequential(nn.Linear(5, w), nn.ReLU(), nn.Linear(w, 3)) for w in (4, 6)]
-    with pytest.raises(MethodError, match=r"all widths must be equal.*have 4, 6 and the target 4; take another method"):
+    with pytest.raises(
+        MethodError,
+        match=r"method 'average', space '0.weight:0': averaging pairs neurons.* Got \[4, 6\]; choose a method that",
+    ):
         fuse(parents, calibration=torch.randn(8, 5), method="average")
 
 

@@ -22,6 +22,7 @@ from fxfuse.passes.importance import answers
 from fxfuse.passes.merges import State, reference_states
 from fxfuse.passes.partition import partition
 from fxfuse.passes.resize import scale
+from fxfuse.passes.solvers import check_space
 from fxfuse.passes.trace import trace
 from fxfuse.passes.verify import score
 from fxfuse.recipe import FrontEndChoice
@@ -43,15 +44,16 @@ def analyse(
     submodule: str | None = None,
     front_end: FrontEndChoice = "auto",
     classes: int | None = None,
+    copy: bool = True,
 ) -> Analysis:
     """All that the compiler finds out about a model before it sees data: its graph, its neuron spaces, its levels.
 
     ``example`` is a batch of two or more inputs: a tensor, a tuple of them, or a mapping by forward argument. The
-    model is copied and left as it is. With ``classes`` the outputs of that many classes may get others
-    (:mod:`fxfuse.label_space`). Raises ``TraceError`` if no graph can be made of
-    it, and for a leaf that it does not have.
+    model is left as it is; without ``copy`` the analysis has its parameters, not copies of them. With ``classes`` the
+    outputs of that many classes may get others (:mod:`fxfuse.label_space`). Raises ``TraceError`` if no graph can be
+    made of it, and for a leaf that it does not have.
     """
-    program = trace(module, example, name=name, leaves=leaves, submodule=submodule, front_end=front_end)
+    program = trace(module, example, name=name, leaves=leaves, submodule=submodule, front_end=front_end, copy=copy)
     if classes is not None:
         check_classes(program, classes)
     meaning = axes(program, classes=classes)
@@ -99,7 +101,7 @@ def match_parents(
     shown, data = _in_order(shown, data, aimed.program, job.tracing)
     pairs = correspond(aimed, analyses)
     if union is None:
-        _check_widths(job.method, pairs)
+        _check_spaces(job.method, pairs, job.parents.shares)
     job.method.form.check(pairs, job.parents.shares)
     _check_labels(data, pairs.reference.program, union is not None)
     state = None
@@ -125,20 +127,21 @@ def _traced(module: nn.Module, name: str, example: Example, tracing: Tracing, cl
         submodule=tracing.submodule,
         front_end=tracing.front_end,
         classes=classes,
+        copy=tracing.copy,
     )
 
 
-def _check_widths(method: Choice, pairs: Correspondence) -> None:
-    if method.preset.solver != "average" or method.form.form != "fused":
+def _check_spaces(method: Choice, pairs: Correspondence, shares: tuple[float, ...]) -> None:
+    """What the solver would refuse after the work of calibration. Blocks inside a space are paired later, and a form
+    that widens has other targets."""
+    preset = method.preset
+    if method.form.form != "fused" or method.form.widens:
         return
-    for space in pairs.reference.axes.spaces:
-        widths = pairs.widths(space.id)
-        if set(widths) != {space.size}:
-            raise MethodError(
-                f"method {method.name!r} pairs neurons by their numbers, so all widths must be equal. At "
-                f"{space.name!r} the parents have {', '.join(map(str, widths))} and the target {space.size}; take "
-                "another method, such as 'hungarian-linear'"
-            )
+    for space in (space for space in pairs.reference.axes.spaces if space.outer is None):
+        try:
+            check_space(preset.solver, tuple(pairs.widths(space.id)), space.size, shares, preset.options)
+        except MethodError as error:
+            raise MethodError(f"method {method.name!r}, space {space.name!r}: {error}") from None
 
 
 def _shown(example: Example | None, data: Data) -> Example:

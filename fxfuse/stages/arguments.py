@@ -60,12 +60,13 @@ class Parents:
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
-    """How graphs are made of modules, and cut into levels."""
+    """How graphs are made of modules, and cut into levels. With ``copy`` the graphs have parameters of their own."""
 
     granularity: Granularity = "block"
     leaves: Sequence[str] = ()
     submodule: str | None = None
     front_end: FrontEndChoice = "auto"
+    copy: bool = True
 
 
 @dataclass(frozen=True, slots=True)

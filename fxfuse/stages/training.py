@@ -53,6 +53,8 @@ def train(job: Job, matched: Matched, data: Data, built: Built, clock: Clock) ->
     if built.made.branched:
         plan = replace(plan, start="fused")
     notes = []
+    if plan.levels == "none" and not plan.joint_steps and training.head == "labels":
+        notes.append(f"head: labels has no effect, for method {job.method.name!r} fits nothing")
     if plan.transformations:
         notes.append(f"calibration inputs were also used transformed: {', '.join(plan.transformations)}")
     if plan.repair == "rescale":

@@ -21,16 +21,21 @@ def solve(
 ) -> Grouping:
     """Pair neurons by their index. Raises :class:`MethodError` unless every parent has the target width."""
     check(stats, target, weights)
-    if set(stats.widths) != {target}:
-        raise MethodError(
-            f"averaging pairs neurons by index, so all parents of space {stats.space} must have the target width "
-            f"{target}. Got {list(stats.widths)}; choose a method that matches neurons (kmeans, hungarian, ot)"
-        )
+    check_space(stats.widths, target, weights)
     parents = len(weights)
     share = torch.tensor(weights, dtype=torch.float64).repeat_interleave(target)
     gram = stats.gram
     error = hard_error(gram, torch.arange(target).repeat(parents), share, masses(stats, weights))
     return identity(stats.space, target, weights, error)
+
+
+def check_space(widths: tuple[int, ...], target: int, weights: tuple[float, ...]) -> None:  # noqa: ARG001
+    """Raise :class:`MethodError` for widths that averaging cannot pair, whatever the statistics."""
+    if set(widths) != {target}:
+        raise MethodError(
+            f"averaging pairs neurons by index, so all parents must have the target width {target}. Got "
+            f"{list(widths)}; choose a method that matches neurons (kmeans, hungarian, ot)"
+        )
 
 
 def identity(space: int, width: int, weights: tuple[float, ...], error: float | None = None) -> Grouping:

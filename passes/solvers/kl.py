@@ -35,12 +35,7 @@ def solve(
     Raises :class:`MethodError` unless the widest parent with weight has width ``target``.
     """
     check(stats, target, weights)
-    widest = max(width for width, weight in zip(stats.widths, weights, strict=True) if weight > 0)
-    if widest != target:
-        raise MethodError(
-            f"matching posteriors keeps the widest parent's width {widest} in space {stats.space}. Got target "
-            f"{target}; choose a method that changes widths (kmeans, hungarian, zip, transplant)"
-        )
+    check_space(stats.widths, target, weights)
     share = torch.tensor(weights, dtype=torch.float64)[owners(stats)]
     divergence = stats.divergence
     if divergence is None:
@@ -54,6 +49,16 @@ def solve(
         return place_all(cost, points.mass, parents, slots)
 
     return solve_hard(stats, target, weights, labeller, share)
+
+
+def check_space(widths: tuple[int, ...], target: int, weights: tuple[float, ...]) -> None:
+    """Raise :class:`MethodError` for a target of another width than the widest parent with weight has."""
+    widest = max(width for width, weight in zip(widths, weights, strict=True) if weight > 0)
+    if widest != target:
+        raise MethodError(
+            f"matching posteriors keeps the widest parent's width {widest}. Got target {target}; choose a method that "
+            "changes widths (kmeans, hungarian, zip, transplant)"
+        )
 
 
 def place_all(cost: Tensor, share: Tensor, parents: list[Tensor], slots: int) -> Tensor:

@@ -43,8 +43,7 @@ def solve(
     are copied (see :func:`fxfuse.passes.solvers.groups.assemble`).
     Raises :class:`MethodError` for fewer than no restarts.
     """
-    if restarts < 0:
-        raise MethodError(f"restarts of kmeans must be at least 0. Got {restarts}")
+    check_space(stats.widths, target, weights, restarts)
 
     def labeller(points: Points, groups: int) -> Tensor:
         starts = [matched_labels(points, groups, sweeps=1)]
@@ -59,6 +58,12 @@ def solve(
         return best
 
     return solve_hard(stats, target, weights, labeller)
+
+
+def check_space(widths: tuple[int, ...], target: int, weights: tuple[float, ...], restarts: int = 1) -> None:  # noqa: ARG001
+    """Raise :class:`MethodError` for fewer than no restarts; k-means takes any widths."""
+    if restarts < 0:
+        raise MethodError(f"restarts of kmeans must be at least 0. Got {restarts}")
 
 
 def lloyd(points: Points, labels: Tensor, groups: int) -> Tensor:

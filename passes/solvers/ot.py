@@ -64,9 +64,9 @@ def solve(
     ``None`` is exact.
     """
     check(stats, target, weights)
-    _check_options(metric, marginals, regularisation)
+    check_space(stats.widths, target, weights, reference, metric, squared, marginals, regularisation)
     active = sum(width for width, weight in zip(stats.widths, weights, strict=True) if weight > 0)
-    chosen = _reference(stats, target, weights, reference)
+    chosen = _reference(stats.widths, target, weights, reference)
     if chosen is None and active <= target:
         return solve_hard(stats, target, weights, _unreachable)
     task = _Transport(stats, target, weights, metric, squared, marginals, regularisation)
@@ -81,26 +81,39 @@ def _unreachable(points: Points, groups: int) -> Tensor:
     raise AssertionError(f"{len(points.mass)} neurons were to stay alone in {groups} groups")
 
 
-def _check_options(metric: str, marginals: str, regularisation: float | None) -> None:
+def check_space(
+    widths: tuple[int, ...],
+    target: int,
+    weights: tuple[float, ...],
+    reference: int | str | None = None,
+    metric: str = "euclidean",
+    squared: bool = False,  # noqa: ARG001
+    marginals: str = "uniform",
+    regularisation: float | None = None,
+) -> None:
+    """Raise :class:`MethodError` for options that make no sense, or a reference that does not have the target width."""
     if metric not in ("euclidean", "cosine"):
         raise MethodError(f"metric of ot must be 'euclidean' or 'cosine'. Got {metric!r}")
     if marginals not in ("uniform", "importance"):
         raise MethodError(f"marginals of ot must be 'uniform' or 'importance'. Got {marginals!r}")
     if regularisation is not None and not regularisation > 0:
         raise MethodError(f"regularisation of ot must be positive, or None for exact plans. Got {regularisation}")
+    _reference(widths, target, weights, reference)
 
 
-def _reference(stats: SpaceStatistics, target: int, weights: tuple[float, ...], wanted: int | str | None) -> int | None:
+def _reference(
+    widths: tuple[int, ...], target: int, weights: tuple[float, ...], wanted: int | str | None
+) -> int | None:
     """The reference parent, or ``None`` for the barycentre."""
-    fit = [p for p, width in enumerate(stats.widths) if width == target and weights[p] > 0]
+    fit = [p for p, width in enumerate(widths) if width == target and weights[p] > 0]
     if wanted is None:
         return fit[0] if fit else None
     if wanted == "barycentre":
         return None
     if wanted not in fit:
         raise MethodError(
-            f"reference of ot in space {stats.space} must be a parent of the target width {target} with a positive "
-            f"weight. Got parent {wanted} (widths {list(stats.widths)}, weights {list(weights)}); "
+            f"reference of ot must be a parent of the target width {target} with a positive weight, parents counting "
+            f"from 0. Got parent {wanted} (widths {list(widths)}, weights {[round(w, 3) for w in weights]}); "
             "leave the reference out or choose 'barycentre'"
         )
     return int(wanted)

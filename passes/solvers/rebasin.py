@@ -38,14 +38,7 @@ def solve(
 ) -> Grouping:
     """Match neuron to neuron. Raises :class:`MethodError` unless the widest parent with weight has width ``target``."""
     check(stats, target, weights)
-    if metric not in ("inner", "correlation"):
-        raise MethodError(f"metric of rebasin must be 'inner' or 'correlation'. Got {metric!r}")
-    widest = max(width for width, weight in zip(stats.widths, weights, strict=True) if weight > 0)
-    if widest != target:
-        raise MethodError(
-            f"permutation matching keeps the widest parent's width {widest} in space {stats.space}. Got target "
-            f"{target}; choose a method that changes widths (kmeans, hungarian, zip, transplant)"
-        )
+    check_space(stats.widths, target, weights, metric)
 
     def labeller(points: Points, slots: int) -> Tensor:
         similarity = points.gram if metric == "inner" else _correlation(points)
@@ -54,6 +47,19 @@ def solve(
         return align(similarity, share, parents, slots, generator)
 
     return solve_hard(stats, target, weights, labeller, torch.tensor(weights, dtype=torch.float64)[owners(stats)])
+
+
+def check_space(widths: tuple[int, ...], target: int, weights: tuple[float, ...], metric: str = "inner") -> None:
+    """Raise :class:`MethodError` for a target of another width than the widest parent with weight has, and for an
+    unknown metric."""
+    if metric not in ("inner", "correlation"):
+        raise MethodError(f"metric of rebasin must be 'inner' or 'correlation'. Got {metric!r}")
+    widest = max(width for width, weight in zip(widths, weights, strict=True) if weight > 0)
+    if widest != target:
+        raise MethodError(
+            f"permutation matching keeps the widest parent's width {widest}. Got target {target}; choose a method "
+            "that changes widths (kmeans, hungarian, zip, transplant)"
+        )
 
 
 def _correlation(points: Points) -> Tensor:

@@ -13,11 +13,16 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from fxfuse.errors import MethodError, nearest
+from fxfuse.passes.solvers.average import check_space as check_average
 from fxfuse.passes.solvers.average import solve as average
 from fxfuse.passes.solvers.hungarian import solve as hungarian
+from fxfuse.passes.solvers.kl import check_space as check_kl
 from fxfuse.passes.solvers.kl import solve as kl
+from fxfuse.passes.solvers.kmeans import check_space as check_kmeans
 from fxfuse.passes.solvers.kmeans import solve as kmeans
+from fxfuse.passes.solvers.ot import check_space as check_ot
 from fxfuse.passes.solvers.ot import solve as ot
+from fxfuse.passes.solvers.rebasin import check_space as check_rebasin
 from fxfuse.passes.solvers.rebasin import solve as rebasin
 from fxfuse.passes.solvers.transplant import solve as transplant
 from fxfuse.passes.solvers.zip import solve as zipped
@@ -36,6 +41,15 @@ SOLVERS: Mapping[SolverName, Solver] = {
     "transplant": transplant,
     "zip": zipped,
 }
+
+CHECKS: Mapping[str, Callable[..., None]] = {
+    "average": check_average,
+    "kl": check_kl,
+    "kmeans": check_kmeans,
+    "ot": check_ot,
+    "rebasin": check_rebasin,
+}
+"""What a solver asks of widths and options whatever the statistics are; the others take any."""
 
 _COMMON = {"stats", "target", "weights", "generator"}
 
@@ -68,6 +82,16 @@ def check_options(name: SolverName, options: Mapping[str, Any]) -> None:
             *first, last = [word for kind in kinds for word in _words(kind)]
             either = f"{', '.join(first)} or {last}" if first else last
             raise MethodError(f"option {key!r} of {name} must be {either}. Got {value!r}")
+
+
+def check_space(
+    name: SolverName, widths: tuple[int, ...], target: int, weights: tuple[float, ...], options: Mapping[str, Any]
+) -> None:
+    """Raise :class:`MethodError` where the solver would refuse a space of these ``widths`` whatever its statistics:
+    known before any are made."""
+    check = CHECKS.get(name)
+    if check is not None:
+        check(widths, target, weights, **options)
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
