@@ -13,12 +13,12 @@ from torch import nn
 
 from fxfuse.coverage import driver
 from fxfuse.coverage.catalogue import catalogue, choose, missing
-from fxfuse.coverage.checks import COLUMNS, LAWS, CheckError, Subject, permutation, traced
+from fxfuse.coverage.checks import COLUMNS, LAWS, CheckError, Column, Subject, permutation, traced
 from fxfuse.coverage.driver import End, Limits, fingerprint, run_rows
 from fxfuse.coverage.entry import Entry
 from fxfuse.coverage.record import LEFT, Outcome, Record, place, read
 from fxfuse.coverage.table import as_json, counts, kept, markdown
-from fxfuse.coverage.worker import UNDER_WAY, run_row
+from fxfuse.coverage.worker import UNDER_WAY, _cell, run_row
 from fxfuse.errors import SourceError
 from fxfuse.models_zoo.zoo import Input
 from fxfuse.types import Leaf
@@ -98,6 +98,14 @@ class Fixed(nn.Module):
 
     def forward(self, x):
         return x.reshape(2, 4)
+
+
+def test_a_column_that_runs_out_of_memory_says_so(tmp_path):
+    def fails(row):
+        return str(torch.empty(1 << 50))
+
+    cell = _cell(Column("large", fails), Subject(Entry("large", "f", broken, (Input((4,)),)), tmp_path))
+    assert (cell.state, cell.reason) == ("failed", "needs more memory than --gigabytes allows")
 
 
 @pytest.mark.parametrize(

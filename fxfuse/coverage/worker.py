@@ -97,10 +97,13 @@ def _cell(column: Column, row: Subject) -> Outcome:
         state, shown, reason = "ok", column.run(row), ""
     except Exception as error:  # any failure is a cell of the table, and no reason to stop
         traceback.print_exc()
-        ours = isinstance(error, FuseError | CheckError)
-        state, shown, reason = (
-            "failed",
-            "",
-            first_line(error) if ours else f"{type(error).__name__}: {first_line(error)}",
-        )
+        state, shown, reason = "failed", "", _reason(error)
     return Outcome("ok" if state == "ok" else "failed", shown, reason, round(time.monotonic() - start, 1))
+
+
+def _reason(error: Exception) -> str:
+    """Why a column failed, in a line."""
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "needs more memory than --gigabytes allows"
+    ours = isinstance(error, FuseError | CheckError)
+    return first_line(error) if ours else f"{type(error).__name__}: {first_line(error)}"
