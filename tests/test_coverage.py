@@ -101,7 +101,7 @@ class Fixed(nn.Module):
 
 
 def test_a_column_that_runs_out_of_memory_says_so(tmp_path):
-    def fails(row):
+    def fails(_):
         return str(torch.empty(1 << 50))
 
     cell = _cell(Column("large", fails), Subject(Entry("large", "f", broken, (Input((4,)),)), tmp_path))
