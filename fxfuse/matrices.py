@@ -22,6 +22,9 @@ SPARSE = 16
 LARGE = 1 << 18
 """Elements from which on it is: smaller ones are multiplied in no time."""
 
+PORTION = 1 << 22
+"""Elements that are weighted at a time while they are added up."""
+
 KEPT = 1 << 20
 """Elements up to which a dense form is kept, in the values' precision beside the matrix itself."""
 
@@ -52,7 +55,11 @@ class _Summed:
     def times(self, x: Tensor, dim: int) -> Tensor:
         x = x.movedim(dim, 0)
         out = x.new_zeros(self.size, *x.shape[1:])
-        out.index_add_(0, self.rows, x.index_select(0, self.columns) * _along(self.entries, 0, x.dim()))
+        some = max(1, PORTION * len(x) // max(1, x.numel()))
+        for rows, columns, entries in zip(
+            *(torch.split(part, some) for part in (self.rows, self.columns, self.entries)), strict=True
+        ):
+            out.index_add_(0, rows, x.index_select(0, columns).mul_(_along(entries, 0, x.dim())))
         return out.movedim(0, dim)
 
 

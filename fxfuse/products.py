@@ -1,7 +1,8 @@
-"""Inner products of neurons: their Gram matrix, or the rows that it is made of until somebody asks for the matrix.
+"""Inner products of neurons: their Gram matrix, or what it is made of until somebody asks for the matrix.
 
-A matrix is what most solvers look at, and streamed activations leave nothing else. From weights the rows are there, and
-whoever only needs the neurons' energies, or a few of their distances, is spared ``N x N`` products.
+A matrix is what most solvers look at. Streamed activations leave one half of it, since it is symmetric; the other is
+filled in when the matrix is wanted, so that of all spaces only the one at work takes ``N x N``. From weights the rows
+are there, and whoever only needs the neurons' energies, or a few of their distances, is spared the products.
 """
 
 from collections.abc import Sequence
@@ -22,14 +23,56 @@ FEW = 16
 """Rows by which neurons are compared first."""
 
 
+class Half:
+    """A symmetric sum of products ``x' x`` (``N x N``, float64): bands of its rows, up to their diagonal blocks."""
+
+    __slots__ = ("_bands", "_size")
+
+    def __init__(self, size: int, device: torch.device | None = None) -> None:
+        """All zero."""
+        self._size = size
+        ends = ((start, min(start + BAND, size)) for start in range(0, size, BAND))
+        self._bands = [torch.zeros(end - start, end, dtype=torch.float64, device=device) for start, end in ends]
+
+    def add(self, x: Tensor) -> None:
+        """Add ``x' x`` for rows ``x`` (``rows x N``)."""
+        for start, band in zip(range(0, self._size, BAND), self._bands, strict=True):
+            band.add_(x[:, start : start + len(band)].T @ x[:, : band.shape[1]])
+
+    def average(self, count: float) -> "Half":
+        """Divide by ``count``, in place, and move to the CPU."""
+        self._bands = [band.div_(count).cpu() for band in self._bands]
+        return self
+
+    def diagonal(self) -> Tensor:
+        """``N``."""
+        parts = [band[:, -len(band) :].diagonal() for band in self._bands]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+    def whole(self) -> Tensor:
+        """The matrix. The half is gone afterwards: its bands are let go of one by one."""
+        matrix = torch.empty(self._size, self._size, dtype=torch.float64)
+        for start in range(0, self._size, BAND):
+            band = self._bands.pop(0)
+            rows = slice(start, start + len(band))
+            matrix[rows, : band.shape[1]] = band
+            block = matrix[rows, rows]
+            block.copy_((block + block.T) / 2)  # products may differ from their mirror image in the last place
+            for other in range(0, start, BAND):  # block by block, which stays in the cache
+                columns = slice(other, other + BAND)
+                matrix[columns, rows] = matrix[rows, columns].T
+        return matrix
+
+
 class Products:
     """``<a_i, a_j> / rows`` of ``N`` neurons."""
 
-    __slots__ = ("_energies", "_matrix", "_parts", "_rows")
+    __slots__ = ("_energies", "_half", "_matrix", "_parts", "_rows")
 
-    def __init__(self, matrix: Tensor) -> None:
-        """The products as a matrix (``N x N``, float64)."""
-        self._matrix: Tensor | None = matrix
+    def __init__(self, matrix: Tensor | Half) -> None:
+        """The products as a matrix (``N x N``, float64) on the CPU, or as one half of it."""
+        self._matrix = None if isinstance(matrix, Half) else matrix
+        self._half = matrix if isinstance(matrix, Half) else None
         self._energies: Tensor | None = None
         self._parts: tuple[Tensor, ...] = ()
         self._rows = 1
@@ -43,23 +86,29 @@ class Products:
 
     @property
     def matrix(self) -> Tensor:
-        """``N x N``, float64, symmetric; made when it is first asked for, in place of the rows."""
+        """``N x N``, float64, symmetric; made when it is first asked for, in place of what it is made of."""
         if self._matrix is None:
-            size = self._parts[0].shape[1]
-            matrix = torch.zeros(size, size, dtype=torch.float64)
-            for part in self._parts:
-                for x in torch.split(part, max(1, AT_ONCE // size)):
-                    add_products(matrix, x)
-            mirror(matrix.div_(self._rows))
-            self._matrix, self._parts = matrix, ()
+            half = self._half or self._multiplied()
+            self._half, self._parts = None, ()
+            self._matrix = half.whole()
         return self._matrix
+
+    def _multiplied(self) -> Half:
+        size = self._parts[0].shape[1]
+        half = Half(size)
+        for part in self._parts:
+            for x in torch.split(part, max(1, AT_ONCE // size)):
+                half.add(x)
+        return half.average(self._rows)
 
     @property
     def energies(self) -> Tensor:
         """``<a_i, a_i> / rows``: ``N``, float64."""
         if self._matrix is not None:
             return self._matrix.diagonal()
-        if self._energies is None:
+        if self._energies is None and self._half is not None:
+            self._energies = self._half.diagonal()
+        elif self._energies is None:
             squares = torch.stack([x.square().sum(0).double() for x in self._parts])
             self._energies = squares.sum(0) / self._rows
         return self._energies
@@ -90,9 +139,9 @@ class Products:
     def _near(self, first: Tensor, second: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the listed pairs are no farther apart than ``bound``, and their squared distances."""
         near = torch.arange(len(first))
-        if self._matrix is not None:
-            energies = self._matrix.diagonal()
-            apart = (energies[first] + energies[second] - 2 * self._matrix[first, second]).clamp_(min=0)
+        if not self._parts:
+            matrix, energies = self.matrix, self.energies
+            apart = (energies[first] + energies[second] - 2 * matrix[first, second]).clamp_(min=0)
             near = near[apart <= bound]
             return near, apart[near]
         apart = torch.zeros(len(first), dtype=torch.float64)
@@ -105,24 +154,6 @@ class Products:
             if not len(near):
                 break
         return near, apart
-
-
-def add_products(matrix: Tensor, x: Tensor) -> None:
-    """Add ``x' x`` to a matrix (``N x N``), but only to its bands up to their diagonal blocks: half of the products."""
-    for start in range(0, len(matrix), BAND):
-        stop = min(start + BAND, len(matrix))
-        matrix[start:stop, :stop] += x[:, start:stop].T @ x[:, :stop]
-
-
-def mirror(matrix: Tensor) -> None:
-    """Fill in what :func:`add_products` left out, in place; block by block, which stays in the cache."""
-    for start in range(0, len(matrix), BAND):
-        rows = slice(start, start + BAND)
-        block = matrix[rows, rows]
-        block.copy_((block + block.T) / 2)  # products may differ from their mirror image in the last place
-        for other in range(start + BAND, len(matrix), BAND):
-            columns = slice(other, other + BAND)
-            matrix[rows, columns] = matrix[columns, rows].T
 
 
 def _followers(index: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

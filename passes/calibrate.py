@@ -16,9 +16,10 @@ Spatial values have far more rows than statistics need: per sample and space at 
 used, drawn from a jittered grid, the same in every parent. Importance, a few numbers per sample and dearer by far,
 counts all positions of at most ``importance_samples`` samples, evenly spread over the data.
 
-Memory: one batch of rows, and one ``N x N`` matrix per space. The number of samples does not enter. Where the spaces
-of a network would take more than :data:`AT_ONCE` together, there are several rounds, each a pass over the data for some
-of the spaces: whoever groups a round's spaces before asking for the next never holds more. The statistics are the same.
+Memory: one batch of rows, and half of an ``N x N`` matrix per space. The number of samples does not enter. Where the
+spaces of a network would take more than :data:`AT_ONCE` together, there are several rounds, each a pass over the data
+for some of the spaces: whoever groups a round's spaces before asking for the next never holds more. The statistics are
+the same.
 """
 
 import math
@@ -56,7 +57,7 @@ BATCH = 256
 ACTIVATIONS = 4 << 30
 """Bytes that all values of a parent may take for one batch: where importance differentiates, they are held at once."""
 
-AT_ONCE = 4 << 30
+AT_ONCE = 2 << 30
 """Bytes that the statistics of one round may take, and a batch of the rows that they are made of. A space that needs
 more has a round to itself."""
 
@@ -176,7 +177,7 @@ def _rounds(
     for outermost in (space for space in spaces if space.outer is None):
         tree = [space for space in spaces if outermost.id in (space.id, space.outer)]
         sizes = [sums[space.id].neurons for space in tree if space.id in sums]
-        needed = sum(8 * n * n + 4 * n * rows for n in sizes)
+        needed = sum(4 * n * n + 4 * n * rows for n in sizes)
         if portion and at_once is not None and taken + needed > at_once:
             yield tuple(portion)
             portion, taken = [], 0

@@ -42,12 +42,12 @@ def regressed_grouping(grouping: Grouping, stats: SpaceStatistics) -> Grouping:
     """One grouping of an ordinary space with unmerge matrices by least squares (module docstring's formula)."""
     gram = stats.gram
     merge, unmerge = torch.cat(grouping.merge, 1), torch.cat(grouping.unmerge)
-    cross = multiply(merge, gram, 1)
+    cross = multiply(merge, gram, 0).T  # the Gram matrix is symmetric, and its rows lie together
     own = multiply(merge, cross, 0)
     ridge = RIDGE * float(own.diagonal().mean())
     if ridge <= 0:
         return grouping
-    system = own + ridge * torch.eye(len(own), dtype=torch.float64)
-    change = torch.cholesky_solve((cross - multiply(unmerge, own, 0)).T, torch.linalg.cholesky(system)).T
-    parts = torch.split(unmerge + change, list(stats.widths))
-    return replace(grouping, unmerge=tuple(part.contiguous() for part in parts))
+    missed = cross - multiply(unmerge, own, 0)
+    own.diagonal().add_(ridge)
+    found = torch.cholesky_solve(missed.T, torch.linalg.cholesky(own)).T.add_(unmerge)
+    return replace(grouping, unmerge=tuple(part.contiguous() for part in torch.split(found, list(stats.widths))))

@@ -8,21 +8,20 @@ from torch import Tensor
 
 from fxfuse.passes.importance import ImportanceName, normalise, weight_scores
 from fxfuse.passes.views import View, Views, aligned, find_space, find_views
-from fxfuse.products import Products, add_products, mirror
+from fxfuse.products import Half, Products
 from fxfuse.types import Analysis, Space, SpaceStatistics
 
 
 @dataclass(slots=True)
 class Sums:
-    """What has been accumulated for one space; matrices only from :meth:`begin` to :meth:`finish`, and of ``gram`` only
-    the bands' parts up to the diagonal block, since the rest is their mirror image."""
+    """What has been accumulated for one space; matrices only from :meth:`begin` to :meth:`finish`."""
 
     space: Space
     views: tuple[View, ...]
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     scores: list[list[Tensor]]  # per view and parent
-    gram: Tensor | None = None
+    gram: Half | None = None
     mean: Tensor | None = None
     scales: list[float] = field(default_factory=list)
     rows: int = 0
@@ -34,7 +33,7 @@ class Sums:
 
     def begin(self, device: torch.device) -> None:
         """Make room for the matrices."""
-        self.gram = torch.zeros(self.neurons, self.neurons, dtype=torch.float64, device=device)
+        self.gram = Half(self.neurons, device)
         self.mean = torch.zeros(self.neurons, dtype=torch.float64, device=device)
 
     def add(self, parents: Sequence[dict[View, Tensor]], size: int) -> None:
@@ -49,7 +48,7 @@ class Sums:
         factors = [(c / n) ** 0.5 for c, n in zip(self.scales, counts, strict=True)]
         stacked = [x.to(kind) if f == 1.0 else x.to(kind) * f for x, f in zip(joined, factors, strict=True)]
         x = stacked[0] if len(stacked) == 1 else torch.cat(stacked)
-        add_products(self.gram, x)
+        self.gram.add(x)
         for rows, n in zip(stacked, counts, strict=True):  # sums, not products with ones: those lose digits
             self.mean += rows.sum(0) * n**-0.5
         self.rows += len(x)
@@ -68,9 +67,8 @@ class Sums:
             shares.append(normalise(scores.cpu(), weight))
         assert self.gram is not None
         assert self.mean is not None
-        gram, mean = self.gram.cpu(), self.mean.cpu()
+        gram, mean = self.gram.average(count * len(self.views)), self.mean.cpu()
         self.gram = self.mean = None
-        mirror(gram.div_(count * len(self.views)))
         return SpaceStatistics(
             space=self.space.id,
             widths=self.widths,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxfuse.products import BAND, Products, add_products, mirror
+from fxfuse.products import BAND, Half, Products
 
 
 def rows(count: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -13,12 +13,15 @@ def rows(count: int, size: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("size", [1, 7, BAND, BAND + 1, 2 * BAND + 60])
 def test_half_of_the_products_and_their_mirror_image_are_all(size: int) -> None:
     x = rows(9, size)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    add_products(matrix, x[:4])
-    add_products(matrix, x[4:])
-    mirror(matrix)
-    torch.testing.assert_close(matrix, x.T @ x, rtol=1e-13, atol=1e-13)
+    half = Half(size)
+    half.add(x[:4])
+    half.add(x[4:])
+    products = Products(half.average(9))
+    torch.testing.assert_close(products.energies, x.square().mean(0), rtol=1e-13, atol=1e-13)
+    matrix = products.matrix
+    torch.testing.assert_close(matrix, x.T @ x / 9, rtol=1e-13, atol=1e-13)
     assert torch.equal(matrix, matrix.T)
+    assert torch.equal(matrix.diagonal(), products.energies)
 
 
 def test_rows_and_matrix_tell_the_same() -> None:
@@ -44,7 +47,9 @@ def test_close_pairs_are_those_of_the_definition(spread: float, size: int) -> No
     ratio[20:23, 20:23] = 0.0
     expected = {(i, j) for i, j in (ratio <= 1e-6).nonzero().tolist() if i < j}
     assert expected == {(3, 5), (3, 9), (5, 9), (11, 12), (20, 21), (20, 22), (21, 22)}
-    for products in (Products(x.T @ x / 50), Products.of([x[:13], x[13:]])):
+    half = Half(size)
+    half.add(x)
+    for products in (Products(x.T @ x / 50), Products(half.average(50)), Products.of([x[:13], x[13:]])):
         first, second, found = products.close(1e-6)
         assert set(zip(first.tolist(), second.tolist(), strict=True)) == expected
         torch.testing.assert_close(found, ratio[first, second], rtol=1e-5, atol=1e-12)
