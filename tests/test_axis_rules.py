@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import axis_cases
+import axis_definition_cases
 import axis_research_cases
 import axis_token_cases
 import pytest
@@ -18,7 +19,12 @@ from fxfuse.passes.axis_rules import RULES, Call, axis_rule
 from fxfuse.passes.axis_rules.core import Outputs
 from fxfuse.types import Axes, Program
 
-CASES = {**axis_cases.CASES, **axis_token_cases.CASES, **axis_research_cases.CASES}
+CASES = {
+    **axis_cases.CASES,
+    **axis_token_cases.CASES,
+    **axis_research_cases.CASES,
+    **axis_definition_cases.CASES,
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -116,7 +116,10 @@ def ordered(call: Call) -> Dims | list[Dims]:
     dim = call.named("dims") if call.named("dims") is not None else call.named("dim")
     moved = dimensions(dim, len(x))
     for tensor in call.tensors()[1:]:  # what stands before the first difference, or after the last
-        unify_all((a, b) for i, (a, b) in enumerate(zip(x, call.of(tensor), strict=True)) if i not in moved)
+        other = call.of(tensor)
+        unify_all((a, b) for i, (a, b) in enumerate(zip(x, other, strict=True)) if i not in moved)
+        for d in moved:
+            pin(other[d])
     for d in moved:
         pin(x[d])
     out = [fresh(n, pinned=True) if i in moved else dim for i, (dim, n) in enumerate(zip(x, call.shape(), strict=True))]

@@ -1,0 +1,29 @@
+"""Cases of the law by what operators' definitions say of rare arguments: (name, free spaces expected, network, input).
+
+Spaces are written by size, nested ones as ``owners*size``. ``n`` is the network, ``h`` a hidden value of width 8.
+"""
+
+from collections.abc import Callable
+
+import torch
+from axis_cases import Body
+from axis_nets import Net, tensor
+from torch import Tensor, nn
+
+CASES: dict[str, tuple[str, Callable[[], Net], Tensor]] = {}
+L = nn.Linear
+
+
+def case(name: str, expected: str, shape: tuple[int, ...], body: Body, **parts: nn.Module | tuple[int, ...]) -> None:
+    CASES[name] = expected, lambda: Net(body, **parts), tensor(*shape)
+
+
+VECTOR, TOKENS = (5,), (6, 5)
+case(
+    "several before the first difference", "", VECTOR,
+    lambda n, x: n.b(torch.diff(n.a(x), prepend=n.c(x))), a=L(5, 4), c=L(5, 3), b=L(6, 3),
+)  # fmt: skip
+case(
+    "several after the last difference", "8", TOKENS,
+    lambda n, x: n.b(torch.diff(n.a(x), dim=1, append=n.w.expand(3, -1, -1))), a=L(5, 8), w=(3, 8), b=L(8, 3),
+)  # fmt: skip
