@@ -27,3 +27,8 @@ case(
     "several after the last difference", "8", TOKENS,
     lambda n, x: n.b(torch.diff(n.a(x), dim=1, append=n.w.expand(3, -1, -1))), a=L(5, 8), w=(3, 8), b=L(8, 3),
 )  # fmt: skip
+case(
+    "groups of shuffled channels", "2 2*2 2", (3, 4, 4),
+    lambda n, x: n.b(n.n(n.a(x).unflatten(1, (4, 2)).transpose(1, 2).flatten(1, 2))),
+    a=nn.Conv2d(3, 8, 1), n=nn.GroupNorm(4, 8), b=nn.Conv2d(8, 3, 1),
+)  # fmt: skip

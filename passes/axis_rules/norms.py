@@ -59,6 +59,10 @@ def group_norm(call: Call) -> Dims | list[Dims]:
         pieces = regroup(x[1], [groups, size_of(x[1]) // groups])
         if pieces is None:
             pin(x[1])
+        else:
+            free_of([x[0], pieces[0]], [pieces[1]])
+    elif groups == 1:
+        free_of([x[0]], [x[1]])
     _per_channel(call, expand(x[1]), "weight", "bias")
     free_of(x[:2], x[2:])
     x = [expand(dim) for dim in x]
