@@ -6,6 +6,7 @@ Spaces are written by size, nested ones as ``owners*size``. ``n`` is the network
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from axis_cases import Body
 from axis_nets import Net, tensor
 from torch import Tensor, nn
@@ -31,4 +32,9 @@ case(
     "groups of shuffled channels", "2 2*2 2", (3, 4, 4),
     lambda n, x: n.b(n.n(n.a(x).unflatten(1, (4, 2)).transpose(1, 2).flatten(1, 2))),
     a=nn.Conv2d(3, 8, 1), n=nn.GroupNorm(4, 8), b=nn.Conv2d(8, 3, 1),
+)  # fmt: skip
+case(
+    "rows by a list in the neurons' order", "8", VECTOR,
+    lambda n, x: n.a(x) @ n.t.cumsum(0).index_select(0, (n.a.weight @ n.w).argmax(1)),
+    a=L(5, 8), w=(5, 4), t=(4, 3),
 )  # fmt: skip

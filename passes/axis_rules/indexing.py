@@ -115,11 +115,11 @@ def index(call: Call) -> Dims:
 
 @axis_rule("index_select")
 def index_select(call: Call) -> Dims:
-    """Some indices of one dimension."""
-    x = call.dims(0)
+    """Some indices of one dimension, in the order of the list that names them."""
+    x, chosen = call.dims(0), call.dims(2)
     d = positive(call.args[1], len(x))
     pin(x[d])
-    return [fresh(call.shape()[d], pinned=True) if i == d else dim for i, dim in enumerate(x)]
+    return [*x[:d], chosen[0] if chosen else [], *x[d + 1 :]]
 
 
 @axis_rule("gather")
