@@ -38,3 +38,7 @@ case(
     lambda n, x: n.a(x) @ n.t.cumsum(0).index_select(0, (n.a.weight @ n.w).argmax(1)),
     a=L(5, 8), w=(5, 4), t=(4, 3),
 )  # fmt: skip
+case(
+    "trace of a rectangle", "", VECTOR,
+    lambda n, x: n.b(x) + torch.trace(n.a(x)[0].view(4, 8)), a=L(5, 32), b=L(5, 3),
+)  # fmt: skip

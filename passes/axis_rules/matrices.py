@@ -10,7 +10,7 @@ import torch
 from fxfuse.passes.algebra import free_of, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, disown_but
 from fxfuse.passes.axis_rules.pointwise import broadcast
-from fxfuse.passes.variables import Dims, expand, fresh, pin
+from fxfuse.passes.variables import Dims, expand, fresh, pin, size_of
 
 
 @axis_rule("linalg_inv", "inverse", "linalg_inv_ex", "linalg_pinv")
@@ -62,6 +62,8 @@ def function_of_matrix(call: Call) -> Dims:
 def invariant(call: Call) -> Dims | list[Dims]:
     """A number for each matrix; another order of one side alone would turn its sign, or change it."""
     *batch, rows, columns = _matrices(call)
+    if size_of(rows) != size_of(columns):  # the trace of a rectangle ends at its corner
+        pin([*rows, *columns])
     unify(rows, columns)
     out = [expand(dim) for dim in batch]
     return [out for _ in call.result] if isinstance(call.result, tuple | list) else out
