@@ -14,7 +14,7 @@ from fxfuse.passes.axis_rules.pointwise import broadcast
 from fxfuse.passes.variables import Dim, Dims, Var, expand, fresh, inside, owner, pin, settle, size_of
 
 
-def _add_bias(out: Dims, bias: Dims | None, at: int = -1) -> None:
+def _add_bias(out: Dims, bias: Dims | None, at: int) -> None:
     if bias and bias[-1]:
         unify(out[at], bias[-1])
 
@@ -28,8 +28,7 @@ def linear(call: Call) -> Dims:
     out = [*x[:-1], weight[0]] if len(weight) == 2 else x[:-1]
     free_of(out, [x[-1]])
     bias = call.argument(2, "bias")
-    _add_bias(out, None if bias is None else call.of(bias))
-    return out
+    return out if bias is None else broadcast([out, call.of(bias)])
 
 
 @axis_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
@@ -77,7 +76,8 @@ def _matmul(call: Call, left: Tensor, right: Tensor) -> Dims:
 def addmm(call: Call) -> Dims:
     """A product plus an addend."""
     out = _matmul(call, call.args[1], call.args[2])
-    if call.function._schema.name == "aten::addbmm":
+    if call.function._schema.name == "aten::addbmm":  # which sums over the matrices too
+        call.product(call.args[1], call.dims(1)[0], call.args[2], call.dims(2)[0])
         out = out[1:]
     return broadcast([out, call.dims(0)])
 
@@ -173,8 +173,7 @@ def bilinear(call: Call) -> Dims:
     out = [*broadcast([x[:-1], z[:-1]]), weight[0]]
     free_of(out, [x[-1], z[-1]])
     bias = call.argument(3, "bias")
-    _add_bias(out, None if bias is None else call.of(bias))
-    return out
+    return out if bias is None else broadcast([out, call.of(bias)])
 
 
 @axis_rule("cdist")
@@ -238,11 +237,12 @@ def _convolution(call: Call, transposed: bool) -> Dims:
 
 
 def _convolved(call: Call, places: Dims) -> Dims:
-    """What becomes of positions: a kernel of one number that steps by one takes each as it stands."""
+    """What becomes of positions: a kernel of one number that steps by one and does not pad takes each as it stands."""
     out: Dims = []
     for k, (dim, size) in enumerate(zip(places, call.shape()[-len(places) :], strict=True)):
         one = call.args[1].shape[2 + k] == 1 and size == size_of(dim) and at(call.named("stride", 1), k) == 1
-        if not one:  # a kernel of one number that keeps their number does not pad
+        one = one and at(call.named("padding", 0), k) in (0, "same", "valid")  # what is cut off may be put back behind
+        if not one:
             pin(dim)
         out.append(dim if one else fresh(size, pinned=True))
     return out
