@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxfuse.errors import DataError, TraceError
 from fxfuse.passes.binding import Bound
+from fxfuse.passes.graphs import copied
 from fxfuse.passes.probing import at_batch
 
 TOLERANCE = 1e-5
@@ -138,7 +139,7 @@ def check_equal(
 
 
 def _equal_in_double(original: nn.Module, module: fx.GraphModule, bound: Bound, tensors: tuple[Tensor, ...]) -> bool:
-    first, second = copy.deepcopy(original).double(), copy.deepcopy(module).double()
+    first, second = copied(original).double(), copy.deepcopy(module).double()
     double = tuple(x.double() if x.is_floating_point() else x for x in tensors)
     args, kwargs = bound.call(tuple(x.clone() for x in double))
     try:

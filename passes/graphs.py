@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from fxfuse.passes.closures import twins_of_functions
+
 WHERE = "where"
 """Key in ``node.meta``: the user's own source line, ``"swin.py:142"``."""
 SCOPE = "scope"
@@ -82,7 +84,8 @@ def copied(module: M, *, share: bool = False) -> M:
     """A copy, also of a module that keeps the last result of a computation as an attribute (``weight_norm`` and the
     pruning of ``torch.nn.utils`` do), which ``copy.deepcopy`` alone refuses. With ``share`` its parameters are the
     module's own: for code that changes graphs and modules, but no weights. Parameters that were tied by their memory
-    (``decoder.weight.data = encoder.weight.data``) are one in the copy."""
+    (``decoder.weight.data = encoder.weight.data``) are one in the copy. Functions kept as attributes that hold layers
+    (``self.f = lambda x: m.b(m.a(x))``) hold those of the copy."""
     memo: dict[int, Any] = {id(p): p for p in module.parameters()} if share else {}
     for first, *others in _tied(module):
         memo.update((id(p), copy.deepcopy(first, memo)) for p in others)
@@ -90,7 +93,10 @@ def copied(module: M, *, share: bool = False) -> M:
         for value in part.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
+    fill = twins_of_functions(module, memo)
+    twin = copy.deepcopy(module, memo)
+    fill()
+    return twin
 
 
 def overlapping(module: nn.Module) -> list[tuple[str, str]]:
