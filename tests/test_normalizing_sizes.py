@@ -72,10 +72,11 @@ def test_equal_slices_and_splits_become_chunks():
         y = self.layer(x)
         a, b = y[:, :4], y[:, 4:8]
         c, d = torch.split(self.layer(x + 1), 4, dim=1)
-        return a * b + c * d
+        e, f = self.layer(x + 2).split(split_size=[4, 4], dim=-1)
+        return a * b + c * d + e * f
 
     _, module = traced(forward, torch.randn(2, 4), state={"layer": nn.Linear(4, 8)})
-    assert targets(module).count(torch.chunk) == 2
+    assert targets(module).count(torch.chunk) == 3
     assert torch.split not in targets(module)
 
 

@@ -106,6 +106,8 @@ def _method(edit: Editor, node: fx.Node) -> int:
     if name in _FUNCTIONS or (_is_function(target) and name not in {"unfold", "norm", "to", "type", "split", "unique"}):
         assert callable(target)
         return _set(node, target, args, kwargs)
+    if name == "split" and "split_size" in kwargs:  # the method's name for it
+        kwargs["split_size_or_sections"] = kwargs.pop("split_size")
     if name in {"split", "norm"}:
         return _set(node, getattr(torch, name), args, kwargs)
     return 0
