@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxfuse.errors import TraceError
+from fxfuse.passes.attributes import attributes_restored
 from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
+from fxfuse.passes.integers import traced_integers, whole_quotient
 from fxfuse.passes.lengths import traced_lengths
 from fxfuse.passes.normalizing.constants import constant_value
 from fxfuse.passes.openers import OPENERS, functional_attention
@@ -100,6 +102,9 @@ class ValueProxy(fx.Proxy):
                 return value.dim()
             if name in {"is_floating_point", "is_contiguous", "is_complex"}:
                 return getattr(value, name)()
+            if name in {"item", "tolist"}:
+                known = self.concrete()
+                return getattr(known, name)()
         return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
 
     def concrete(self) -> Any:
@@ -178,6 +183,7 @@ class ValueTracer(fx.Tracer):
         self.binding = binding
         self.leaves = frozenset(leaves)
         self.opened: nn.Module | None = None
+        self.asked_for_batch = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """``torch.nn`` layers with state, and what the user named by path or class."""
@@ -249,6 +255,13 @@ class ValueTracer(fx.Tracer):
         first, second = (value.shape[:1] for value in x.node.meta[PROBE])
         return None if first == second else x.call("size", (0,), {})
 
+    def integer(self, x: Any) -> Any:
+        """``int(x)`` of a proxied number that depends on the batch, as a proxy; ``None`` for all else."""
+        if type(x) is not ValueProxy or x.node.meta[PROBE][0] == x.node.meta[PROBE][1]:
+            return None
+        found = whole_quotient(x.node)
+        return None if found is None else self.proxy(found[0]) // found[1]
+
     def concrete(self, proxy: ValueProxy) -> Any:
         """The Python value of a proxy, or an error that says why there is none."""
         first, second = proxy.node.meta[PROBE]
@@ -258,6 +271,7 @@ class ValueTracer(fx.Tracer):
                 raise TraceError("the code branches on the values of a tensor that depends on the input")
         same = torch.equal(first, second) if isinstance(first, Tensor) else first == second
         if not same:
+            self.asked_for_batch = True
             raise TraceError(f"the code needs a fixed number that depends on the batch size ({first} for 5 samples)")
         return first
 
@@ -273,6 +287,11 @@ def _returned(value: Any) -> Any:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, ValueProxy) and isinstance(value.node.meta[PROBE][0], Tensor)
+
+
+def _number(value: Any) -> Any:
+    """A tensor of one number, proxied or not, as that number: torch takes it in the place of one."""
+    return value.item() if _is_tensor(value) or (isinstance(value, Tensor) and value.dim() == 0) else value
 
 
 _FACTORIES = words(
@@ -291,6 +310,7 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
     torch.overrides.is_tensor_method_or_property(torch.Tensor.expand)
     originals = {name: getattr(torch, name) for name in _FACTORIES}
     as_tensor = torch.as_tensor
+    numeric = {torch.full, torch.arange, torch.linspace}
     methods = {name: getattr(torch.Tensor, name) for name in _METHODS}
 
     def wrap(original: Callable[..., Any], method: str | None = None) -> Callable[..., Any]:
@@ -305,6 +325,8 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
             if original is as_tensor and _is_tensor(args[0]):  # of a tensor it is a change of type, and of no device
                 dtype = kwargs.get("dtype", args[1] if len(args) > 1 else None)
                 return args[0] if dtype is None else args[0].to(dtype)
+            if original in numeric:
+                args = tuple(_number(a) for a in args)
             return tracer.create_proxy(kind, target, args, kwargs)
 
         return wrapper
@@ -349,8 +371,17 @@ def symbolic_trace(
 
     ``binding`` holds the positional and the named arguments of ``forward``; its tensors, in order, are ``example``.
     """
-    prober = Prober(example)
-    tracer = ValueTracer(prober, binding, leaves)
-    with torch.no_grad(), recording(tracer), traced_lengths(tracer.length):
-        graph = tracer.trace(root)
-    return graph, prober
+    for integers in (False, True):  # the stand-in for ``int`` is no type for torch: only where nothing else helps
+        prober = Prober(example)
+        tracer = ValueTracer(prober, binding, leaves)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attributes_restored(root, lambda x: isinstance(x, fx.Proxy)))
+            if integers:
+                stack.enter_context(traced_integers(root, tracer.integer, is_user_file))
+            try:
+                with torch.no_grad(), recording(tracer), traced_lengths(tracer.length):
+                    return tracer.trace(root), prober
+            except TraceError:
+                if integers or not tracer.asked_for_batch:
+                    raise
+    raise AssertionError("unreachable")
