@@ -165,6 +165,11 @@ case(
     lambda n, x: (n.w @ n.a(x).view(3, 2, 4, 16).transpose(2, 3).reshape(3, 32, 1, 4, 1)).squeeze(4).sum(1).norm(dim=2),
     a=C(3, 8, 1), w=(1, 32, 3, 5, 4),
 )  # fmt: skip
+case(
+    "rows chosen by rows of a table", "5 8 6", VECTOR,
+    lambda n, x: n.b(torch.tanh(n.a(x)) @ n.t.index_select(0, n.w.argmax(1)).t()),
+    a=L(5, 8), w=(6, 5), t=(5, 8), b=L(6, 3),
+)  # fmt: skip
 
 
 def deformed(groups: int, offset_groups: int, mask: bool) -> Body:

@@ -115,11 +115,12 @@ def index(call: Call) -> Dims:
 
 @axis_rule("index_select")
 def index_select(call: Call) -> Dims:
-    """Some indices of one dimension, in the order of the list that names them."""
-    x, chosen = call.dims(0), call.dims(2)
+    """Some indices of one dimension, in the order of the index."""
+    x, (by,) = call.dims(0), call.dims(2) or [[]]
     d = positive(call.args[1], len(x))
-    pin(x[d])
-    return [*x[:d], chosen[0] if chosen else [], *x[d + 1 :]]
+    call.follows(call.args[2], x[d])
+    free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
+    return [by if i == d else expand(dim) for i, dim in enumerate(x)]
 
 
 @axis_rule("gather")
