@@ -68,6 +68,9 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         stored = bool(operands) and all(meaning.stored for meaning in operands)
         given = FOLLOWING.get(func._schema.name)
         index = None if given is None else call.named(given)
+        if isinstance(index, list | tuple):  # one for each dimension: positions are followed where they stand alone
+            index, *others = [t for t in index if t is not None] or [None]
+            index = None if others else index
         for tensor in call.tensors():
             if tensor is index and sum(t is index for t in call.tensors()) == 1:
                 self.meaning(tensor).used = True

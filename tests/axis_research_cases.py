@@ -170,6 +170,21 @@ case(
     lambda n, x: n.b(torch.tanh(n.a(x)) @ n.t.index_select(0, n.w.argmax(1)).t()),
     a=L(5, 8), w=(6, 5), t=(5, 8), b=L(6, 3),
 )  # fmt: skip
+case("codes by an index", "9 6", VECTOR, lambda n, x: n.b(n.t[n.a(x).argmax(1)]), a=L(5, 9), t=(9, 6), b=L(6, 3))
+case(
+    "codes by two indices", "6", VECTOR, lambda n, x: n.b(n.t[n.a(x).argmax(1), n.c(x).argmax(1)]),
+    a=L(5, 8), c=L(5, 7), t=(8, 7, 6), b=L(6, 3),
+)  # fmt: skip
+
+
+def experts(n, x):
+    """The weights of the two experts that the gate picks."""
+    share, chosen = n.g(x).topk(2)
+    z = F.relu(torch.einsum("bkhd,bd->bkh", n.w[chosen], x) + n.c[chosen])
+    return torch.einsum("bkdh,bkh,bk->bd", n.v[chosen], z, share)
+
+
+case("experts by an index", "4 8", VECTOR, experts, g=L(5, 4), w=(4, 8, 5), c=(4, 8), v=(4, 3, 8))
 
 
 def deformed(groups: int, offset_groups: int, mask: bool) -> Body:

@@ -169,6 +169,7 @@ RULES: dict[str, Rule] = {}
 
 FOLLOWING = {
     "aten::gather": "index",
+    "aten::index": "indices",
     "aten::index_select": "index",
     "aten::scatter": "index",
     "aten::take_along_dim": "indices",

@@ -94,22 +94,26 @@ def embedding(call: Call) -> Dims:
 
 @axis_rule("index")
 def index(call: Call) -> Dims:
-    """Indices replace the dimensions that they stand for."""
+    """Indices replace the dimensions that they stand for. Positions in one dimension move with it."""
     x = call.dims(0)
     given = list(call.args[1])
     used = [d for d, i in enumerate(given) if i is not None]
-    for d in used:
-        pin(x[d])
     by = [i for i in given if isinstance(i, torch.Tensor)]
     if any(i.dtype in (torch.bool, torch.uint8) for i in by):
         for mask in by:
             pinned_out(call.of(mask), call)
         return pinned_out(x, call)
+    if len(used) == 1:
+        call.follows(by[0], x[used[0]])
+    else:
+        for d in used:
+            pin(x[d])
     chosen = broadcast([call.of(i) for i in by])
     adjacent = used == list(range(used[0], used[-1] + 1))
     others = [(d, dim) for d, dim in enumerate(x) if d not in used]
     at = sum(1 for d, _ in others if d < used[0]) if adjacent else 0
-    rest = [dim for _, dim in others]
+    free_of((dim for _, dim in others), (x[d] for d in used))
+    rest = [expand(dim) for _, dim in others]
     return [*rest[:at], *chosen, *rest[at:]]
 
 
