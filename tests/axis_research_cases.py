@@ -175,6 +175,11 @@ case(
     "codes by two indices", "6", VECTOR, lambda n, x: n.b(n.t[n.a(x).argmax(1), n.c(x).argmax(1)]),
     a=L(5, 8), c=L(5, 7), t=(8, 7, 6), b=L(6, 3),
 )  # fmt: skip
+case(
+    "imaginary part of a conjugate", "4 6 6", VECTOR,
+    lambda n, x: n.b(torch.cat([n.c(torch.view_as_complex(n.a(x).unflatten(1, (4, 2))).conj().imag), n.d(x)], 1)),
+    a=L(5, 8), c=L(4, 6), d=L(5, 6), b=L(12, 3),
+)  # fmt: skip
 
 
 def experts(n, x):

@@ -30,7 +30,7 @@ def broadcast(operands: list[Dims]) -> Dims:
     "sigmoid", "tanh", "masked_fill", "where", "clamp", "clip", "rsub", "isclose", "cpu", "cuda",
     "square", "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "_fake_quantize_learnable_per_tensor_affine",
-    "_conj", "resolve_conj", "resolve_neg", "data", "requires_grad_",
+    "_conj", "_neg_view", "resolve_conj", "resolve_neg", "data", "requires_grad_",
 )  # fmt: skip
 def pointwise(call: Call) -> Dims | list[Dims]:
     """Every operand's dimensions agree, up to broadcasting."""
