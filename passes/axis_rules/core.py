@@ -105,9 +105,11 @@ class Call:
 
     def follows(self, index: Tensor, dim: Dim) -> bool:
         """Whether the values of ``index`` are positions in what ``dim`` is from now on: then another order changes
-        both alike. If they are not, or in several dimensions, ``dim`` keeps its order."""
+        both alike. If they are not, or in several dimensions, ``dim`` keeps its order. Of equal values, as copies are,
+        the first is found whatever their order: copies keep theirs."""
         points = self.meaning(index).points
         if len(points) == 1 and size_of(points[0]) == size_of(dim):
+            pin(factor for factor in expand(points[0]) if factor.var.uniform)
             unify(points[0], dim)
             return True
         self.meaning(index).read()
