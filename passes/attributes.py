@@ -25,7 +25,7 @@ def attributes_restored(root: nn.Module, is_traced: Callable[[Any], bool]) -> It
         else:
             original(self, name, value)
 
-    nn.Module.__setattr__ = assign  # type: ignore[method-assign,assignment]  # for the time of the block
+    nn.Module.__setattr__ = assign  # type: ignore[method-assign]  # for the time of the block
     try:
         yield
     finally:

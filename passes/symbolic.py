@@ -260,7 +260,10 @@ class ValueTracer(fx.Tracer):
         if type(x) is not ValueProxy or x.node.meta[PROBE][0] == x.node.meta[PROBE][1]:
             return None
         found = whole_quotient(x.node)
-        return None if found is None else self.proxy(found[0]) // found[1]
+        if found is None:
+            return None
+        number: Any = self.proxy(found[0])
+        return number // found[1]
 
     def concrete(self, proxy: ValueProxy) -> Any:
         """The Python value of a proxy, or an error that says why there is none."""

@@ -42,7 +42,15 @@ case(
     "trace of a rectangle", "", VECTOR,
     lambda n, x: n.b(x) + torch.trace(n.a(x)[0].view(4, 8)), a=L(5, 32), b=L(5, 3),
 )  # fmt: skip
-case("a bias for every row", "8", VECTOR, lambda n, x: F.linear(F.linear(x, n.w, n.c).relu(), n.v), w=(8, 5), c=(3, 8), v=(2, 8))
+case(
+    "a bias for every row",
+    "8",
+    VECTOR,
+    lambda n, x: F.linear(F.linear(x, n.w, n.c).relu(), n.v),
+    w=(8, 5),
+    c=(3, 8),
+    v=(2, 8),
+)
 case(
     "a crop that is put back behind", "8", (3, 6),
     lambda n, x: n.d(F.conv_transpose1d(n.a(x), n.w, dilation=3, padding=1, output_padding=2).flatten(1)),

@@ -180,7 +180,15 @@ case(
     lambda n, x: n.b(torch.cat([n.c(torch.view_as_complex(n.a(x).unflatten(1, (4, 2))).conj().imag), n.d(x)], 1)),
     a=L(5, 8), c=L(4, 6), d=L(5, 6), b=L(12, 3),
 )  # fmt: skip
-case("codes of copies", "8 6", VECTOR, lambda n, x: n.b(n.t[n.a(x).repeat(1, 2).argmax(1)]), a=L(5, 8), t=(16, 6), b=L(6, 3))
+case(
+    "codes of copies",
+    "8 6",
+    VECTOR,
+    lambda n, x: n.b(n.t[n.a(x).repeat(1, 2).argmax(1)]),
+    a=L(5, 8),
+    t=(16, 6),
+    b=L(6, 3),
+)
 
 
 def experts(n, x):
