@@ -12,6 +12,10 @@ from typing import Any
 from torch import nn
 
 
+CONSTANT = "_tensor_constant"
+"""How the names begin under which torch.fx keeps constants that it met, on the root: the graph reads them."""
+
+
 @contextlib.contextmanager
 def attributes_restored(root: nn.Module, is_traced: Callable[[Any], bool]) -> Iterator[None]:
     """Let the code set attributes, and undo it. What ``is_traced`` says may stand in the place of a buffer."""
@@ -31,6 +35,7 @@ def attributes_restored(root: nn.Module, is_traced: Callable[[Any], bool]) -> It
     finally:
         nn.Module.__setattr__ = original  # type: ignore[method-assign]
         for module, attributes, buffers in before:
+            attributes.update({name: value for name, value in vars(module).items() if name.startswith(CONSTANT)})
             module.__dict__.clear()
             module.__dict__.update(attributes)
             module._buffers.clear()
