@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-
 CONSTANT = "_tensor_constant"
 """How the names begin under which torch.fx keeps constants that it met, on the root: the graph reads them."""
 
