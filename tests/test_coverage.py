@@ -21,6 +21,7 @@ from fxfuse.coverage.table import as_json, counts, kept, markdown
 from fxfuse.coverage.worker import UNDER_WAY, _cell, run_row
 from fxfuse.errors import SourceError
 from fxfuse.models_zoo.zoo import Input
+from fxfuse.passes.axis_law import permutation_error
 from fxfuse.types import Leaf
 
 MLP = "zoo:mlp"
@@ -140,6 +141,27 @@ class Blind(nn.Module):
 
     def forward(self, x):
         return self.b(torch.relu(self.a(x))) * 0.0 + x[:, :2]
+
+
+class Chaotic(nn.Module):
+    """Doubles a small difference in each of its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(12, 12) for _ in range(60)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.sin(3 * layer(x))
+        return x
+
+
+def test_a_network_that_amplifies_rounding_is_looked_at_with_smaller_weights(tmp_path):
+    row = Subject(Entry("chaotic", "f", Chaotic, (Input((12,)),)), tmp_path)
+    traced(row)
+    assert permutation_error(row.analysed().program, row.analysed().axes, seed=4) > 1e-4
+    assert float(permutation(row)) < 1e-9
+    assert row.gain < 1
 
 
 def test_a_law_that_cannot_fail_is_no_proof(tmp_path):
