@@ -18,7 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fxfuse.errors import GraphError
 from fxfuse.label_space import class_axis
 from fxfuse.passes.algebra import check_owners
-from fxfuse.passes.axis_rules.core import FOLLOWING, Call, Meaning, Trace, rule_for, similar_rule, tensors_in
+from fxfuse.passes.axis_rules.core import (
+    FOLLOWING,
+    Call,
+    Meaning,
+    Trace,
+    disown_but,
+    moves,
+    rule_for,
+    similar_rule,
+    tensors_in,
+)
 from fxfuse.passes.graphs import attribute, target_name
 from fxfuse.passes.normalizing.constants import reads_shape_only
 from fxfuse.passes.variables import Dims, expand, fresh, pin, settle, size_of
@@ -66,22 +76,36 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         call = Call(func, tuple(args), kwargs, result, self.meaning, self.trace)
         operands = [self.meaning(t) for t in call.tensors()]
         stored = bool(operands) and all(meaning.stored for meaning in operands)
-        given = FOLLOWING.get(func._schema.name)
-        index = None if given is None else call.named(given)
-        if isinstance(index, list | tuple):  # one for each dimension: positions are followed where they stand alone
-            index, *others = [t for t in index if t is not None] or [None]
-            index = None if others else index
-        for tensor in call.tensors():
-            if tensor is index and sum(t is index for t in call.tensors()) == 1:
-                self.meaning(tensor).used = True
-            else:
-                self.meaning(tensor).read()
+        moved = self._read(call)
         dims = rule(call)
         per_output: list[Dims] = dims if isinstance(result, tuple | list) else [dims]  # type: ignore[list-item,assignment]  # a rule returns what its operator does
         for k, (tensor, meant) in enumerate(zip(outputs, per_output, strict=False)):
             self._checked(tensor, meant, stored, func)
-            self.meaning(tensor).points = call.points.get(k, [])
+            self.meaning(tensor).points = call.points.get(k, moved)
         return result
+
+    def _read(self, call: Call) -> Dims:
+        """An operator reads its operands, except for positions that it follows and those that it only moves: what these
+        point into is returned. Whoever moves them may bring them to another index of an owner, which disowns it."""
+        name = call.function._schema.name
+        index = call.named(FOLLOWING[name]) if name in FOLLOWING else None
+        if isinstance(index, list | tuple):  # one for each dimension: positions are followed where they stand alone
+            index, *others = [t for t in index if t is not None] or [None]
+            index = None if others else index
+        tensors = call.tensors()
+        if moves(call):
+            index = call.args[0]
+        for tensor in tensors:
+            if tensor is index and sum(t is index for t in tensors) == 1:
+                self.meaning(tensor).used = True
+            else:
+                self.meaning(tensor).read()
+        if not moves(call):
+            return []
+        points = self.meaning(call.args[0]).points
+        for dim in points:
+            disown_but(dim, ())
+        return points
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What the operator gives; meta kernels are slow, so equal calls share the shape of their outputs. Views are
@@ -247,8 +271,8 @@ class Interpreter(fx.Interpreter):
             meaning.node = name
         else:  # the same tensor under two names (an identity): each node owns a record of its own
             dims = meaning.dims
-            result = result.view_as(result)
-            self.mode.attach(result, Meaning(dims, False, name))
+            result = result.view(result.shape)
+            self.mode.attach(result, Meaning(dims, False, name, points=meaning.points))
         if result.is_floating_point():  # others cannot be compared
             self.values[name] = meaning.dims
         return result

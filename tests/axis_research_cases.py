@@ -181,14 +181,9 @@ case(
     a=L(5, 8), c=L(4, 6), d=L(5, 6), b=L(12, 3),
 )  # fmt: skip
 case(
-    "codes of copies",
-    "8 6",
-    VECTOR,
-    lambda n, x: n.b(n.t[n.a(x).repeat(1, 2).argmax(1)]),
-    a=L(5, 8),
-    t=(16, 6),
-    b=L(6, 3),
-)
+    "codes of copies", "8 6", VECTOR, lambda n, x: n.b(n.t[n.a(x).repeat(1, 2).argmax(1)]),
+    a=L(5, 8), t=(16, 6), b=L(6, 3),
+)  # fmt: skip
 
 
 def experts(n, x):
@@ -199,6 +194,37 @@ def experts(n, x):
 
 
 case("experts by an index", "4 8", VECTOR, experts, g=L(5, 4), w=(4, 8, 5), c=(4, 8), v=(4, 3, 8))
+
+
+def chosen_by(moved: Callable[[Tensor], Tensor]) -> Body:
+    """Rows of a table by positions that have been moved about."""
+    return lambda n, x: n.b(n.t[moved(n.a(x).topk(2).indices)].reshape(3, 2, 6).sum(1))
+
+
+for name, moved in (
+    ("viewed", lambda i: i.view(-1)),
+    ("made long", lambda i: i.long()),
+    ("turned over twice", lambda i: i.t().contiguous().t()),
+    ("in pieces", lambda i: torch.stack([i[:, :1].squeeze(1), i.unbind(1)[1]])),
+):
+    spaces = "6" if name == "in pieces" else "9 6"  # a new dimension of positions: not followed
+    case(f"positions {name}", spaces, VECTOR, chosen_by(moved), a=L(5, 9), t=(9, 6), b=L(6, 3))
+case(
+    "tokens by position", "4 2", VECTOR,
+    lambda n, x: n.b(n.c(x).view(3, 4, 2).gather(1, n.a(x).topk(2).indices[..., None].expand(-1, -1, 2)).flatten(1)),
+    a=L(5, 4), c=L(5, 8), b=L(4, 3),
+)  # fmt: skip
+case(
+    "positions of another group", "4 4", VECTOR,  # each group could order its own, but one group's positions serve all
+    lambda n, x: n.b(
+        n.a(x).view(3, 4, 4).gather(2, n.a(x).view(3, 4, 4).argmax(2, keepdim=True).mT.expand(3, 4, 4)).flatten(1)
+    ),
+    a=L(5, 16), b=L(16, 3),
+)  # fmt: skip
+case(
+    "a mask of positions", "8", VECTOR, lambda n, x: n.b(n.c(x) * n.a(x).argmax(1).bool()[:, None]),
+    a=L(5, 6), c=L(5, 8), b=L(8, 3),
+)  # fmt: skip
 
 
 def deformed(groups: int, offset_groups: int, mask: bool) -> Body:

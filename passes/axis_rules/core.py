@@ -103,14 +103,17 @@ class Call:
         result = self.result[index] if isinstance(self.result, tuple | list) else self.result
         return list(result.shape)
 
-    def follows(self, index: Tensor, dim: Dim) -> bool:
+    def follows(self, index: Tensor, dim: Dim, *, aligned: bool = False) -> bool:
         """Whether the values of ``index`` are positions in what ``dim`` is from now on: then another order changes
         both alike. If they are not, or in several dimensions, ``dim`` keeps its order. Of equal values, as copies are,
-        the first is found whatever their order: copies keep theirs."""
+        the first is found whatever their order: copies keep theirs. Unless the index is ``aligned`` with what it
+        indexes in all other dimensions, no owner may order ``dim`` apart."""
         points = self.meaning(index).points
         if len(points) == 1 and size_of(points[0]) == size_of(dim):
             pin(factor for factor in expand(points[0]) if factor.var.uniform)
             unify(points[0], dim)
+            if not aligned:
+                disown_but(expand(dim), ())
             return True
         self.meaning(index).read()
         pin(dim)
@@ -180,6 +183,22 @@ FOLLOWING = {
 }
 """Operators whose rules say themselves what becomes of the positions that they are given (:meth:`Call.follows`), and
 the argument that holds them."""
+
+MOVING = frozenset(
+    f"aten::{name}"
+    for name in (
+        "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",
+        "repeat", "permute", "transpose", "t", "mT", "movedim", "slice", "select", "unbind", "split", "split_with_sizes",
+        "chunk", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
+    )
+)  # fmt: skip
+"""Operators after which positions still point where they pointed, wherever they stand now."""
+
+
+def moves(call: Call) -> bool:
+    """Whether a call moves positions, and what comes out can be positions."""
+    first = call.result[0] if isinstance(call.result, tuple | list) else call.result
+    return call.function._schema.name in MOVING and first.dtype in (torch.int32, torch.int64)
 
 
 def axis_rule(*names: str) -> Callable[[RuleT], RuleT]:

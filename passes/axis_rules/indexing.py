@@ -132,7 +132,7 @@ def gather(call: Call) -> Dims:
     """Index values name positions of one dimension; all others go along."""
     x, by = call.dims(0), call.dims(2)
     d = positive(call.args[1], len(x))
-    call.follows(call.args[2], x[d])
+    call.follows(call.args[2], x[d], aligned=True)
     free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
     for i, (a, b) in enumerate(zip(x, by, strict=True)):
         if i != d and size_of(a) != size_of(b):
@@ -151,7 +151,7 @@ def take_along_dim(call: Call) -> Dims:
         call.meaning(call.args[1]).read()
         return pinned_out([*x, *by], call)
     d = positive(call.named("dim"), len(x))
-    call.follows(call.args[1], x[d])
+    call.follows(call.args[1], x[d], aligned=True)
     free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
     chosen, x[d], by[d] = by[d], [], []
     out = broadcast([x, by])
@@ -162,7 +162,7 @@ def take_along_dim(call: Call) -> Dims:
 def one_hot(call: Call) -> Dims:
     """A new dimension that stands for the values."""
     stands: Dim = [Factor(Var(call.shape()[-1]))]
-    call.follows(call.args[0], stands)
+    call.follows(call.args[0], stands, aligned=True)
     return [*call.dims(0), expand(stands)]
 
 
@@ -204,7 +204,7 @@ def scatter(call: Call) -> Dims:
     x, index = call.dims(0), call.named("index")
     d = positive(call.args[1], len(x))
     free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
-    if index.ndim != len(x) or not call.follows(index, x[d]):
+    if index.ndim != len(x) or not call.follows(index, x[d], aligned=True):
         pin(x[d])
         x[d] = fresh(size_of(x[d]), pinned=True)
     for tensor in call.tensors()[1:]:
