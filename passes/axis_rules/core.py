@@ -188,8 +188,8 @@ MOVING = frozenset(
     f"aten::{name}"
     for name in (
         "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",
-        "repeat", "permute", "transpose", "t", "mT", "movedim", "slice", "select", "unbind", "split", "split_with_sizes",
-        "chunk", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
+        "repeat", "permute", "transpose", "t", "mT", "movedim", "slice", "select", "unbind", "chunk", "split",
+        "split_with_sizes", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
     )
 )  # fmt: skip
 """Operators after which positions still point where they pointed, wherever they stand now."""
