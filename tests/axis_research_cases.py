@@ -135,6 +135,16 @@ case("inverse", "4 3", VECTOR, inverse, a=L(5, 12), b=L(12, 3))
 case("solution", "4 2", VECTOR, solution, a=L(5, 12), b=L(12, 3))
 case("solution from the other side", "4 3", VECTOR, other_side, a=L(5, 12), b=L(12, 3))
 case("functions of a matrix", "4 3", VECTOR, functions, a=L(5, 12), b=L(12, 3))
+def triangles(n, x):
+    """Three rows by the triangle of their inner products, from both sides."""
+    h = torch.tanh(n.a(x)).unflatten(1, (3, 4))
+    lower = torch.linalg.cholesky(h @ h.mT + torch.eye(3))
+    by_left = torch.linalg.solve_triangular(lower, h, upper=False)
+    by_right = torch.linalg.solve_triangular(lower.mT, h.mT, upper=True, left=False).mT
+    return n.b((by_left + by_right + torch.cholesky_solve(h, lower)).flatten(1))
+
+
+case("triangles", "4", VECTOR, triangles, a=L(5, 12), b=L(12, 3))
 case(
     "inverse of a parameter", "", VECTOR, lambda n, x: n.b(n.a(x) @ torch.inverse(n.w)), a=L(5, 8), w=(8, 8), b=L(8, 3)
 )

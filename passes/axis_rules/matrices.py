@@ -50,6 +50,22 @@ def solve(call: Call) -> Dims | list[Dims]:
     ]
 
 
+@axis_rule("linalg_solve_triangular", "cholesky_solve")
+def solve_triangle(call: Call) -> Dims:
+    """``A^-1 B``, or ``B A^-1``, with ``A`` a triangle, or ``L L'``: it keeps its order, and so does the side of ``B``
+    that meets it. The other side goes along."""
+    product = call.function._schema.name == "aten::cholesky_solve"
+    *batch, rows, columns = call.dims(1 if product else 0)
+    *others, first, second = call.dims(0 if product else 1)
+    met, kept = (first, second) if call.named("left", True) else (second, first)
+    for dim in (rows, columns, met):
+        pin(dim)
+    free_of([*batch, *others, kept], [rows, columns, met])
+    lead = broadcast([batch, others])
+    free_of([kept], [met])
+    return [*lead, expand(first), expand(second)]
+
+
 @axis_rule("linalg_matrix_exp", "matrix_exp", "matrix_power", "linalg_matrix_power")
 def function_of_matrix(call: Call) -> Dims:
     """A power series in the matrix."""
