@@ -135,6 +135,8 @@ case("inverse", "4 3", VECTOR, inverse, a=L(5, 12), b=L(12, 3))
 case("solution", "4 2", VECTOR, solution, a=L(5, 12), b=L(12, 3))
 case("solution from the other side", "4 3", VECTOR, other_side, a=L(5, 12), b=L(12, 3))
 case("functions of a matrix", "4 3", VECTOR, functions, a=L(5, 12), b=L(12, 3))
+
+
 def triangles(n, x):
     """Three rows by the triangle of their inner products, from both sides."""
     h = torch.tanh(n.a(x)).unflatten(1, (3, 4))

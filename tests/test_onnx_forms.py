@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxfuse.export import exported, to_onnx
-from fxfuse.export.onnx_forms import adaptive_average, attention, with_forms
+from fxfuse.export.onnx_forms import adaptive_average, attention, distances, with_forms
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 4), (5, 5, 2), (5, 7, 3), (6, 1, 9)])
@@ -38,6 +38,24 @@ def test_attention_of_groups_is_torchs() -> None:
     assert torch.allclose(
         attention(q, k, v, enable_gqa=True), F.scaled_dot_product_attention(q, k, v, enable_gqa=True), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0, 3.0, float("inf")])
+def test_distances_are_torchs(p: float) -> None:
+    a, b = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    assert torch.allclose(distances(a, b, p), torch.cdist(a, b.expand(2, 4, 3), p), rtol=1e-10)
+
+
+class Codes(nn.Module):
+    """The nearest code, and how far it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.codes = nn.Linear(3, 6), nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        apart = torch.cdist(self.a(x), self.codes)
+        return torch.cat([self.codes[apart.argmin(-1)], apart], -1)
 
 
 class Windows(nn.Module):
@@ -77,10 +95,11 @@ class Recurrent(nn.Module):
         (Volume(1), (2, 2, 7, 6, 5)),
         (Volume(3), (2, 2, 7, 6, 5)),
         (Windows(), (2, 24, 6)),
+        (Codes(), (2, 4, 3)),
         (Recurrent(proj_size=2), (2, 5, 3)),
         (Recurrent(proj_size=2, bidirectional=True, bias=False), (2, 5, 3)),
     ],
-    ids=["mean", "bins", "attention", "projected", "projected both ways"],
+    ids=["mean", "bins", "attention", "distances", "projected", "projected both ways"],
 )
 def test_they_become_onnx(network: nn.Module, shape: tuple[int, ...], tmp_path) -> None:
     network.eval()

@@ -1,7 +1,8 @@
 """Operators that have no ONNX form, or are misread in it, in other operators; before torch's exporter sees them.
 
 Adaptive average pooling in three dimensions is separable: output ``i`` of ``m`` along a dimension of ``n`` entries is
-the mean over ``floor(i n / m) .. ceil((i + 1) n / m)``. ONNX's LSTM has no projection: such a network is unrolled over
+the mean over ``floor(i n / m) .. ceil((i + 1) n / m)``. Distances
+are spelt out as norms of differences. ONNX's LSTM has no projection: such a network is unrolled over
 time by torch's own decomposition, for the sequence length that it was traced with.
 """
 
@@ -54,6 +55,17 @@ def attention(
     return scores.softmax(-1) @ value
 
 
+def distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """``torch.cdist``: the p-norms of all differences of a row of ``a`` and a row of ``b``."""
+    del compute_mode
+    apart = (a.unsqueeze(-2) - b.unsqueeze(-3)).abs()
+    if p == 2:
+        return apart.square().sum(-1).sqrt()
+    if p == 0:
+        return (apart != 0).to(apart.dtype).sum(-1)
+    return apart.amax(-1) if p == float("inf") else apart.pow(p).sum(-1).pow(1 / p)
+
+
 def _other_than_4d(node: fx.Node) -> bool:
     query = node.args[0]
     assert isinstance(query, fx.Node)
@@ -76,6 +88,8 @@ FORMS: dict[Any, tuple[Callable[[fx.Node], bool], Callable[..., Any]]] = {
     _aten.adaptive_avg_pool3d.default: (_always, adaptive_average),
     _aten._adaptive_avg_pool3d.default: (_always, adaptive_average),
     _aten.scaled_dot_product_attention.default: (_other_than_4d, attention),
+    _aten.cdist.default: (_always, distances),
+    _aten._cdist_forward.default: (_always, distances),
     _aten.lstm.input: (_projected, get_decompositions([_aten.lstm.input])[_aten.lstm.input]),
 }
 """For an operator: which of its nodes have no ONNX form, and what computes the same."""
