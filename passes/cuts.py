@@ -3,8 +3,10 @@
 A *cut* is a value that no edge jumps over in topological order: everything before it reaches what comes after through
 it alone. One sweep finds all of them. Between two cuts lies a *segment*; segments are gathered so that each level holds
 one segment with weights and the per-neuron tail behind it (norm, activation), while pooling and flattening open the
-next one. A segment that is too deep to be one block (densely connected ones, say) is cut after every weight operator
-instead. Each function here takes a :class:`View` and returns nodes in topological order.
+next one. A segment that is too deep to be one block is cut again, at values that no edge of its own jumps over (an
+encoder beside another input, a decoder that reads one memory all along); where that does not help (densely connected
+layers) it is cut after every weight operator instead. Each function here takes a :class:`View` and returns nodes in
+topological order.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +21,9 @@ from fxfuse.passes.subgraph import needed_nodes, output_nodes, parameters_of
 from fxfuse.types import Program
 
 DEEP = 6
-"""A segment with more weight operators than this on one path is cut after each of them."""
+"""A segment with more weight operators than this on one path is cut again, or after each of them."""
+OPENINGS = 2
+"""How many times a segment may be cut again: the decoder of an encoder, once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +120,22 @@ def single_tensor_cuts(view: View) -> list[fx.Node]:
 def _aside(view: View) -> set[fx.Node]:
     """The values that are made from inputs without weights, and that no weight operator works on until they have met
     one that weights have touched."""
-    given: set[fx.Node] = set()
-    for node in view.nodes:
-        if not view.is_weighted(node) and all(source in given for source in view.inputs[node]):
-            given.add(node)
+    given = _given(view)
     aside = set(given)
     for node in reversed(view.nodes):
         begins = node not in given and all(source in given for source in view.inputs[node])
         if begins or (node in given and node not in aside):
             aside.difference_update(view.inputs[node])
     return aside
+
+
+def _given(view: View) -> set[fx.Node]:
+    """The values that are made from inputs without weights."""
+    given: set[fx.Node] = set()
+    for node in view.nodes:
+        if not view.is_weighted(node) and all(source in given for source in view.inputs[node]):
+            given.add(node)
+    return given
 
 
 def _ancestors(view: View, node: fx.Node) -> set[fx.Node]:
@@ -139,9 +149,9 @@ def _ancestors(view: View, node: fx.Node) -> set[fx.Node]:
     return seen
 
 
-def segments_of(view: View, cuts: Sequence[fx.Node]) -> list[list[fx.Node]]:
-    """The nodes up to each cut that lie behind the cuts before it."""
-    seen: set[fx.Node] = set()
+def segments_of(view: View, cuts: Sequence[fx.Node], within: Sequence[fx.Node] | None = None) -> list[list[fx.Node]]:
+    """The nodes up to each cut (``within`` these, where they are given) that lie behind the cuts before it."""
+    seen: set[fx.Node] = set() if within is None else set(view.nodes) - set(within)
     out = []
     for cut in cuts:
         own, stack = [], [cut]
@@ -157,29 +167,71 @@ def segments_of(view: View, cuts: Sequence[fx.Node]) -> list[list[fx.Node]]:
 
 
 def block_ends(view: View) -> list[fx.Node]:
-    """Ends of levels that hold one segment with weights each, or one weight operator where a segment is too deep."""
+    """Ends of levels that hold one segment with weights each, or one weight operator where a segment is too deep and
+    cannot be cut again."""
     cuts = single_tensor_cuts(view)
     for output in view.outputs:
         if output not in cuts:
             cuts.append(output)
     cuts.sort(key=view.index.__getitem__)
+    boundaries = [*_segment_ends(view, cuts, segments_of(view, cuts), OPENINGS), *view.outputs]
+    return list(dict.fromkeys(boundaries))
+
+
+def _segment_ends(
+    view: View, cuts: Sequence[fx.Node], segments: Sequence[Sequence[fx.Node]], openings: int
+) -> list[fx.Node]:
+    """The ends of the levels that the segments up to these cuts make, but for the last one's."""
     boundaries: list[fx.Node] = []
     last: fx.Node | None = None  # end of the level under construction, once it holds weights
-    for cut, segment in zip(cuts, segments_of(view, cuts), strict=True):
-        weighted = [n for n in segment if view.is_weighted(n)]
-        if weighted:
+    for cut, segment in zip(cuts, segments, strict=True):
+        if any(view.is_weighted(n) for n in segment):
             if last is not None:
                 boundaries.append(last)
-            if len(weighted) > DEEP and depth(view, segment) > DEEP:
-                boundaries.extend(n for n in weight_ends(view, segment) if n is not cut)
+            if _is_deep(view, segment):
+                ends = _opened(view, segment, openings) or weight_ends(view, segment)
+                boundaries.extend(n for n in ends if n is not cut)
             last = cut
         elif last is not None and last not in boundaries:
             if _is_tail(view, last, cut, segment):
                 last = cut
             else:  # pooling, flattening: the level ends before it
                 boundaries.append(last)
-    boundaries.extend(view.outputs)
-    return list(dict.fromkeys(boundaries))
+    return boundaries
+
+
+def _is_deep(view: View, segment: Sequence[fx.Node]) -> bool:
+    return sum(view.is_weighted(n) for n in segment) > DEEP and depth(view, segment) > DEEP
+
+
+def _opened(view: View, segment: Sequence[fx.Node], openings: int) -> list[fx.Node] | None:
+    """The ends of levels in a segment that is too deep, by cuts of its own; ``None`` where there are none, and where
+    what the first part reads goes around it to a later one: such connections (of a U-Net, of densely connected layers,
+    around a block of blocks) tie the parts together."""
+    cuts = _own_cuts(view, segment)
+    if not openings or len(cuts) < 2:
+        return None
+    first, *later = parts = segments_of(view, cuts, segment)
+    own, given = set(segment), _given(view)
+    read = {source for node in first for source in view.inputs[node]} - own - given
+    if any(source in read for part in later for node in part for source in view.inputs[node]):
+        return None
+    return _segment_ends(view, cuts, parts, openings - 1)
+
+
+def _own_cuts(view: View, segment: Sequence[fx.Node]) -> list[fx.Node]:
+    """Values that no edge within the segment jumps over. What comes from before it, or from inputs without weights, is
+    at hand: a memory that all decoder layers attend to, the other input's tower, a connection around the whole."""
+    own = {node: i for i, node in enumerate(segment)}
+    given = _given(view)
+    found, reach = [], 0
+    for i, node in enumerate(segment):
+        if node in given:
+            continue
+        if reach <= i and view.is_tensor(node):
+            found.append(node)
+        reach = max([reach, *(own[user] for user in view.users[node] if user in own)])
+    return found
 
 
 def depth(view: View, segment: Sequence[fx.Node]) -> int:

@@ -146,7 +146,8 @@ def _level_name(view: View, nodes: Sequence[fx.Node], boundary: fx.Node) -> str:
     """The module path that all of a level's weights share, or the path of its first weight if they share too little."""
     paths = [p.rpartition(".")[0] for node in nodes for p in view.weights[node]]
     paths = paths or [p.rpartition(".")[0] for node in nodes for p in view.parameters[node]]
-    if not any(paths):
+    paths = [path for path in paths if path]  # parameters of the network itself have no module to name
+    if not paths:
         return boundary.name
     shared = [path.split(".") for path in paths]
     common = [parts[0] for parts in zip(*shared, strict=False) if len(set(parts)) == 1]

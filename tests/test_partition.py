@@ -12,6 +12,7 @@ from fxfuse.errors import GraphError
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.passes.partition import partition
 from fxfuse.passes.trace import trace
+from fxfuse.pipeline import analyse
 from fxfuse.types import Program
 
 
@@ -352,3 +353,49 @@ def test_ten_thousand_nodes_take_seconds():
 @pytest.mark.parametrize(("granularity", "count"), [("layer", 333), (50, 50)])
 def test_long_networks_at_other_granularities(granularity, count):
     assert len(partition(chain(1000), NO_AXES, granularity).levels) == count
+
+
+class Joined(nn.Module):
+    """Residual blocks for each of two inputs, and blocks that all read what the first makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(6))
+        self.start = nn.Linear(5, 6)
+        self.first = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6)) for _ in range(4))
+        self.table = nn.Embedding(11, 6)
+        self.second = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(4))
+        self.reads = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.end = nn.Linear(6, 3)
+
+    def forward(self, x, tokens):
+        x = self.start(x) * self.scale
+        for block in self.first:
+            x = x + block(x)
+        y = self.table(tokens)
+        for block, read in zip(self.second, self.reads, strict=True):
+            y = y + block(y) * read(x)
+        return self.end(y)
+
+
+def test_inputs_and_memories_do_not_tie_blocks_together():
+    found = analyse(Joined(), (torch.randn(2, 5), torch.tensor([3, 4]))).partition
+    names = [level.name for level in found.levels]
+    assert [name for name in names if name.startswith("first")] == [f"first.{i}" for i in range(4)]
+    assert len(names) <= 11
+    assert all(names)
+
+
+def test_levels_of_the_network_s_own_parameters_have_names():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 6))
+            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 3)
+            self.norm = nn.LayerNorm(6)
+
+        def forward(self, x):
+            h = self.norm(torch.cat([self.token.expand(x.shape[0], -1, -1), self.a(x)], 1).flip(1))
+            return self.b(h)
+
+    assert all(level.name for level in analyse(Own(), torch.randn(2, 4, 5), granularity="layer").partition.levels)
