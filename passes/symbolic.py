@@ -262,8 +262,7 @@ class ValueTracer(fx.Tracer):
         found = whole_quotient(x.node)
         if found is None:
             return None
-        number: Any = self.proxy(found[0])
-        return number // found[1]
+        return self.create_proxy("call_function", operator.floordiv, (self.proxy(found[0]), found[1]), {})
 
     def concrete(self, proxy: ValueProxy) -> Any:
         """The Python value of a proxy, or an error that says why there is none."""
@@ -308,9 +307,6 @@ _METHODS = words("expand new_zeros new_ones new_empty")
 @contextlib.contextmanager
 def recording(tracer: ValueTracer) -> Iterator[None]:
     """Record tensor factories with proxied sizes, and trace through functions that ``fx.wrap`` would hide."""
-    # torch lists its functions when it is first asked about one, and keeps the list: it may not come to hold wrappers,
-    # which would keep the tracer, and with it the first network of all, for ever.
-    torch.overrides.is_tensor_method_or_property(torch.Tensor.expand)
     originals = {name: getattr(torch, name) for name in _FACTORIES}
     as_tensor = torch.as_tensor
     numeric = {torch.full, torch.arange, torch.linspace}
