@@ -56,3 +56,4 @@ case(
     lambda n, x: n.d(F.conv_transpose1d(n.a(x), n.w, dilation=3, padding=1, output_padding=2).flatten(1)),
     a=nn.Linear(6, 8), w=(3, 8, 1), d=L(64, 3),
 )  # fmt: skip
+case("the largest in no order", "", VECTOR, lambda n, x: n.b(n.a(x).topk(5, sorted=False)[0]), a=L(5, 8), b=L(5, 3))

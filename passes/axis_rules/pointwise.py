@@ -134,6 +134,8 @@ def sorting(call: Call) -> Dims | list[Dims]:
     if not x:
         return [x for _ in call.result] if isinstance(call.result, tuple | list) else x
     d = dimensions(call.named("dim", -1), len(x))[0] if call.function._schema.name != "aten::msort" else 0
+    if not call.named("sorted", True):  # ranks in no order at all, which depends on that of the operand
+        pin(x[d])
     several = isinstance(call.result, tuple | list)
     if several or call.function._schema.name == "aten::argsort":
         call.points[1 if several else 0] = [x[d]]
