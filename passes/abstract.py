@@ -79,9 +79,13 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         moved = self._read(call)
         dims = rule(call)
         per_output: list[Dims] = dims if isinstance(result, tuple | list) else [dims]  # type: ignore[list-item,assignment]  # a rule returns what its operator does
+        few = all(self._few(t) for t in call.tensors())
         for k, (tensor, meant) in enumerate(zip(outputs, per_output, strict=False)):
             self._checked(tensor, meant, stored, func)
-            self.meaning(tensor).points = call.points.get(k, moved)
+            points = call.points.get(k, moved)
+            if few and k in call.points:  # what stands first among equals is found, a matter of order: nobody can
+                points = [*points, *points]  # follow positions in two dimensions
+            self.meaning(tensor).points, self.meaning(tensor).few = points, few
         return result
 
     def _read(self, call: Call) -> Dims:
@@ -106,6 +110,9 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         for dim in points:
             disown_but(dim, ())
         return points
+
+    def _few(self, tensor: Tensor) -> bool:
+        return self.meaning(tensor).few or not (tensor.is_floating_point() or tensor.is_complex())
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What the operator gives; meta kernels are slow, so equal calls share the shape of their outputs. Views are

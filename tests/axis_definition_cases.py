@@ -57,3 +57,7 @@ case(
     a=nn.Linear(6, 8), w=(3, 8, 1), d=L(64, 3),
 )  # fmt: skip
 case("the largest in no order", "", VECTOR, lambda n, x: n.b(n.a(x).topk(5, sorted=False)[0]), a=L(5, 8), b=L(5, 3))
+case(
+    "the first that is positive", "", VECTOR,
+    lambda n, x: n.b(F.one_hot((n.a(x) > 0).float().argmax(1), 8) * n.a(x)), a=L(5, 8), b=L(8, 3),
+)  # fmt: skip

@@ -33,13 +33,15 @@ Outputs = Dims | list[Dims]
 class Meaning:
     """What is known of one tensor: its dimensions, whether it is computed from parameters alone, whose value it is,
     whether any operator has taken it, and the dimensions into which its values point: they must keep their order as
-    soon as somebody reads the values."""
+    soon as somebody reads the values; whether its values are few (truths, counts), so that the first of several equal
+    ones would be found."""
 
     dims: Dims
     stored: bool = False
     node: str | None = None
     used: bool = False
     points: Dims = field(default_factory=list)
+    few: bool = False
 
     def read(self) -> None:
         """Somebody takes the tensor."""
