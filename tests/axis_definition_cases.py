@@ -61,3 +61,10 @@ case(
     "the first that is positive", "", VECTOR,
     lambda n, x: n.b(F.one_hot((n.a(x) > 0).float().argmax(1), 8) * n.a(x)), a=L(5, 8), b=L(8, 3),
 )  # fmt: skip
+case(
+    "a type of another shape", "8 7", VECTOR,
+    lambda n, x: n.b(n.a(x) * n.g.ge(1).type_as(n.b.weight) + n.g.ge(1).to(n.c(x)[:, :, None])),
+    a=L(5, 8), c=L(5, 7), g=(8,), b=L(8, 3),
+)  # fmt: skip
+case("over no dimension", "8", VECTOR, lambda n, x: n.b(n.a(x) * torch.any(n.a(x) > 0, dim=())), a=L(5, 8), b=L(8, 3))
+case("squeezed nowhere", "8", VECTOR, lambda n, x: n.b(n.a(x)[:, None].squeeze(())[:, 0]), a=L(5, 8), b=L(8, 3))

@@ -33,9 +33,13 @@ def broadcast(operands: list[Dims]) -> Dims:
     "_conj", "_neg_view", "resolve_conj", "resolve_neg", "data", "requires_grad_",
 )  # fmt: skip
 def pointwise(call: Call) -> Dims | list[Dims]:
-    """Every operand's dimensions agree, up to broadcasting."""
-    out = broadcast([call.of(t) for t in call.tensors()])
+    """Every operand's dimensions agree, up to broadcasting; one of which only the type is asked says nothing."""
+    operands = call.tensors()[: 1 if call.function._schema.name in _OF_A_TYPE else None]
+    out = broadcast([call.of(t) for t in operands])
     return [out for _ in call.result] if isinstance(call.result, tuple | list) else out
+
+
+_OF_A_TYPE = {"aten::to", "aten::type_as"}
 
 
 @axis_rule("prelu", "_prelu_kernel")
@@ -75,6 +79,8 @@ def reduction(call: Call) -> Dims | list[Dims]:
     schema = {a.name for a in call.function._schema.arguments}
     dim = call.named("dim") if "dim" in schema else None
     reduced = set(dimensions(dim, len(x)))
+    if dim is not None and not isinstance(dim, int) and not len(dim) and call.shape() == list(tensors[0].shape):
+        reduced = set()  # to some no dimension means none, to others all
     keep = bool(call.named("keepdim", False))
     if call.function._schema.name in _WITH_INDICES and isinstance(call.result, tuple | list):
         call.points[1] = [x[d] for d in reduced]

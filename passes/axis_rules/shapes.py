@@ -73,8 +73,8 @@ def real_and_imaginary(call: Call) -> Dims:
 def squeeze(call: Call) -> Dims:
     """Dimensions of size 1 go."""
     x = call.dims(0)
-    named = call.named("dim") if len(call.args) > 1 or "dim" in call.kwargs else None
-    gone = set(dimensions(named, len(x)))
+    named = call.named("dim") if len(call.args) > 1 or "dim" in call.kwargs else range(len(x))
+    gone = set(dimensions(tuple(named), len(x)) if named else []) if not isinstance(named, int) else {named % len(x)}
     return [dim for i, dim in enumerate(x) if not (i in gone and size_of(dim) == 1)]
 
 
@@ -240,7 +240,7 @@ def narrow_rule(call: Call) -> Dims:
     """A run of indices."""
     x = call.dims(0)
     d = positive(call.args[1], len(x))
-    start = call.args[2]
+    start = int(call.args[2])  # a tensor of one number also says where
     start = start + call.args[0].shape[d] if start < 0 else start
     return slice_dims(x, d, start, start + call.args[3])
 
