@@ -20,13 +20,16 @@ def tidy(dims: Sequence[Sequence[Factor]]) -> bool:
     ownership has a free owner that is itself owned by nobody and occurs once in the tensor.
     """
     found = [leaves(dim) for dim in dims]
+    whole = {factor.var for dim in dims for factor in expand(dim)}
     for index, dim in enumerate(dims):
-        if _tidy(expand(dim), [var for other, vars_ in enumerate(found) if other != index for var in vars_]):
+        if _tidy(expand(dim), [var for other, vars_ in enumerate(found) if other != index for var in vars_], whole):
             return True
     return False
 
 
-def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
+def _tidy(factors: Dim, elsewhere: list[Var], whole: set[Var]) -> bool:
+    """``whole`` holds the variables that all elements of these factors are indexed by, not some segments alone."""
+    whole = whole.union(factor.var for factor in factors)
     for index, factor in enumerate(factors):
         root, rest = factor.var, factors[index + 1 :]
         others = [*leaves(factors[:index]), *leaves(rest), *elsewhere]
@@ -34,15 +37,15 @@ def _tidy(factors: Dim, elsewhere: list[Var]) -> bool:
             if _tidy_families(root, rest):
                 return True
             pieces = (expand([Factor(s), *instances([rest], root, [s])[0]]) for s in root.segments)
-            return any(_tidy(piece, [*leaves(factors[:index]), *elsewhere]) for piece in pieces)
+            return any(_tidy(piece, [*leaves(factors[:index]), *elsewhere], whole) for piece in pieces)
         if root.pinned or root.size == 1:
             continue
         if root.segments is not None:
-            if any(_tidy(expand([Factor(s)]), others) for s in root.segments):
+            if any(_tidy(expand([Factor(s)]), others, whole) for s in root.segments):
                 return True
             continue
         outer = owner(root)
-        plain = outer is not None and outer.segments is None and not outer.pinned and others.count(outer) == 1
+        plain = outer in whole and outer.segments is None and not outer.pinned and others.count(outer) == 1
         if root.family or (outer is not None and not plain):
             disown(root)
             return True

@@ -68,3 +68,8 @@ case(
 )  # fmt: skip
 case("over no dimension", "8", VECTOR, lambda n, x: n.b(n.a(x) * torch.any(n.a(x) > 0, dim=())), a=L(5, 8), b=L(8, 3))
 case("squeezed nowhere", "8", VECTOR, lambda n, x: n.b(n.a(x)[:, None].squeeze(())[:, 0]), a=L(5, 8), b=L(8, 3))
+case(
+    "an owner that is one of several pieces", "6 4 2", VECTOR,
+    lambda n, x: n.b(x) * (F.pad(n.u.view(6, 4).t(), (1, 2)) * n.w.view(4, 9)).sin().sum(),
+    b=L(5, 3), u=(24,), w=(36,),
+)  # fmt: skip
