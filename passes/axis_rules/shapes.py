@@ -74,7 +74,7 @@ def squeeze(call: Call) -> Dims:
     """Dimensions of size 1 go."""
     x = call.dims(0)
     named = call.named("dim") if len(call.args) > 1 or "dim" in call.kwargs else range(len(x))
-    gone = set(dimensions(tuple(named), len(x)) if named else []) if not isinstance(named, int) else {named % len(x)}
+    gone = {positive(d, len(x)) for d in ([named] if isinstance(named, int) else named)}
     return [dim for i, dim in enumerate(x) if not (i in gone and size_of(dim) == 1)]
 
 
