@@ -2,8 +2,8 @@
 
 Adaptive average pooling in three dimensions is separable: output ``i`` of ``m`` along a dimension of ``n`` entries is
 the mean over ``floor(i n / m) .. ceil((i + 1) n / m)``. Distances between all rows are the norms of all differences.
-ONNX's LSTM has no projection: such a network is unrolled over time by torch's own decomposition, for the sequence length
-that it was traced with.
+ONNX's LSTM has no projection: such a network is unrolled over time by torch's own decomposition, for the sequence
+length that it was traced with.
 """
 
 import contextlib
