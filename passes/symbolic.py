@@ -307,6 +307,9 @@ _METHODS = words("expand new_zeros new_ones new_empty")
 @contextlib.contextmanager
 def recording(tracer: ValueTracer) -> Iterator[None]:
     """Record tensor factories with proxied sizes, and trace through functions that ``fx.wrap`` would hide."""
+    # torch lists its functions when it is first asked about one, and keeps the list: it may not come to hold wrappers,
+    # which would keep the tracer, and with it the first network of all, for ever.
+    torch.overrides.is_tensor_method_or_property(torch.Tensor.expand)
     originals = {name: getattr(torch, name) for name in _FACTORIES}
     as_tensor = torch.as_tensor
     numeric = {torch.full, torch.arange, torch.linspace}
