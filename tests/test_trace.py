@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -285,24 +283,6 @@ class Drawing(nn.Module):
 def test_a_network_that_draws_at_random_is_refused_as_such():
     with pytest.raises(TraceError, match="answers the same inputs differently each time: output changes"):
         trace(Drawing(), torch.randn(5, 4))
-
-
-LEFT_BEHIND = """
-import gc, weakref, torch
-from fxfuse.passes.trace import trace
-
-program = trace(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)), torch.randn(2, 4))
-gone = weakref.ref(program.module)
-del program
-gc.collect()
-assert gone() is None, "the first traced network is kept for ever"
-assert torch.overrides.is_tensor_method_or_property(torch.Tensor.expand), "torch's list of methods holds a wrapper"
-"""
-
-
-def test_nothing_keeps_a_traced_network():
-    """In a process of its own: torch lists its functions once."""
-    subprocess.run([sys.executable, "-c", LEFT_BEHIND], check=True)
 
 
 def test_an_unknown_front_end_is_refused():
