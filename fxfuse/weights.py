@@ -76,7 +76,7 @@ def _torch_load(path: Path, subject: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the version of the pickle format
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
     except pickle.UnpicklingError:
         if unsafe := unsafe_global(path.read_bytes()):
             raise WeightsError(
@@ -86,6 +86,11 @@ def _torch_load(path: Path, subject: str) -> Any:
         raise WeightsError(f"{subject}: {path} is not a file that torch.load reads, or it is damaged.") from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise WeightsError(f"{subject}: {path} cannot be read by torch.load: {_brief(error)}.") from None
+
+
+def _mappable(path: Path) -> bool:
+    """Whether the tensors lie in the file as they are in memory: files of torch before 1.6 do not."""
+    return zipfile.is_zipfile(path)
 
 
 def unsafe_global(content: bytes) -> str:
@@ -172,7 +177,25 @@ def load_into(module: nn.Module, state: StateDict, path: Path, subject: str) -> 
         module.load_state_dict(dict(entries), strict=False)
     except (RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"{subject}: {path} does not fit: {_brief(error)}.") from None
+    _leave_in_file(own, entries)
     return tuple(notes)
+
+
+def _leave_in_file(own: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    """Let parameters that are bit for bit an entry of the file be that entry: its pages are read when they are needed
+    and dropped when memory is short, so that many parents take little of it. What is written to them stays in memory.
+
+    Hooks have had their say by now: entries that they changed are not equal, and stay where they are.
+    """
+    for key, parameter in own.items():
+        value = entries.get(key)
+        if isinstance(parameter, nn.Parameter) and isinstance(value, Tensor) and _identical(parameter, value):
+            parameter.data = value.detach()
+
+
+def _identical(one: Tensor, other: Tensor) -> bool:
+    alike = one.dtype == other.dtype and one.shape == other.shape and one.stride() == other.stride()
+    return alike and torch.equal(one, other)
 
 
 def strip_wrappers(entries: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -118,7 +118,7 @@ class _Run:
                 self._epoch()
                 self._refresh()
                 self.done += 1
-                self.best.offer((self._judge(),), lambda: copied(self.module.state_dict()), self.done)
+                self.best.offer((self._judge(),), self.module.state_dict(), self.done)
                 bar.advance()
                 if self.done == epochs or self.keeper.due():
                     self._save()

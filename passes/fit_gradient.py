@@ -37,7 +37,7 @@ def fit_gradient(task: LevelTask, steps: int, lr: float, max_seconds: float | No
         descend(optimizer, loss, lr * falling("cosine", step / steps))
         if (step + 1) % max(1, steps // CHECKS) == 0 or step + 1 == steps:
             looks += 1
-            best.offer((task.error(),), lambda: copied(parameters), looks)
+            best.offer((task.error(),), parameters, looks)
             if looks - best.at == PATIENCE or (deadline is not None and time.monotonic() > deadline):
                 break
     optimizer.zero_grad()  # gradients take as much memory as the weights

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from fxfuse.passes.descent import adam, descend, falling
 from fxfuse.passes.fitting import FitPlan, Store
-from fxfuse.passes.keeping import Best, Keeper, Tensors, copied, optimizer_tensors, put, restore_optimizer
+from fxfuse.passes.keeping import Best, Keeper, Tensors, copied, exchange, optimizer_tensors, put, restore_optimizer
 from fxfuse.passes.objective import Lesson, Objective, make_objective
 from fxfuse.passes.teacher import Teacher
 from fxfuse.progress import Progress
@@ -185,10 +185,9 @@ class _Run:
 
     def _judge_mean(self) -> tuple[float, float]:
         """The same, with the running mean of the weights."""
-        now = copied(self.parameters)
-        self._put(self.mean)
+        exchange(self.parameters, self.mean)
         score = self._judge()
-        self._put(now)
+        exchange(self.parameters, self.mean)
         return score
 
     def _put(self, values: Tensors) -> None:
@@ -210,7 +209,7 @@ class _Run:
                 self._step()
                 bar.advance()
                 if self.done % every == 0 or self.done == steps:
-                    self.best.offer(self._judge_mean(), lambda: copied(self.mean), self.done)
+                    self.best.offer(self._judge_mean(), self.mean, self.done)
                     if self.plan.max_seconds is not None and time.monotonic() - start > self.plan.max_seconds:
                         break
                     whole = self.done % self.round == 0  # the block under way is not kept

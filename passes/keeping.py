@@ -30,10 +30,11 @@ class Best:
     state: Tensors
     at: int = 0
 
-    def offer(self, figures: tuple[float, ...], state: Callable[[], Tensors], at: int) -> None:
-        """Keep a state, which ``state`` copies, if it is better; one whose score is no number never is."""
+    def offer(self, figures: tuple[float, ...], state: Mapping[str, Tensor], at: int) -> None:
+        """Copy a state of the same names if it is better; one whose score is no number never is."""
         if figures[-1] < self.figures[-1]:
-            self.figures, self.state, self.at = figures, state(), at
+            put(self.state, state)
+            self.figures, self.at = figures, at
 
 
 class Keeper:
@@ -92,3 +93,12 @@ def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(values[name])
+
+
+def exchange(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """Swap the values of the tensors of the same names, with room for one of them at a time."""
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            kept = tensor.clone()
+            tensor.copy_(others[name])
+            others[name].copy_(kept)

@@ -5,16 +5,26 @@ import torch
 from fits import Store
 
 from fxfuse.passes import keeping
-from fxfuse.passes.keeping import Best, Keeper, copied, optimizer_tensors, put, restore_optimizer
+from fxfuse.passes.keeping import Best, Keeper, copied, exchange, optimizer_tensors, put, restore_optimizer
 
 
 def test_the_last_figure_decides_and_no_number_never_does():
-    best = Best((1.0, 3.0), {"w": torch.zeros(1)})
-    best.offer((0.0, 3.0), dict, 1)
-    best.offer((0.0, float("nan")), dict, 2)
-    assert (best.figures, best.at) == ((1.0, 3.0), 0)
-    best.offer((9.0, 2.0), lambda: {"w": torch.ones(1)}, 3)
+    best, now = Best((1.0, 3.0), {"w": torch.zeros(1)}), {"w": torch.ones(1)}
+    best.offer((0.0, 3.0), now, 1)
+    best.offer((0.0, float("nan")), now, 2)
+    assert (best.figures, best.at, float(best.state["w"])) == ((1.0, 3.0), 0, 0.0)
+    best.offer((9.0, 2.0), now, 3)
+    now["w"].zero_()
     assert (best.figures, best.at, float(best.state["w"])) == ((9.0, 2.0), 3, 1.0)
+
+
+def test_values_are_exchanged_in_place():
+    one, other = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
+    places = one["w"].data_ptr(), other["w"].data_ptr()
+    exchange(one, other)
+    assert torch.equal(one["w"], torch.zeros(2))
+    assert torch.equal(other["w"], torch.ones(2))
+    assert places == (one["w"].data_ptr(), other["w"].data_ptr())
 
 
 def test_parts_come_back_by_name(monkeypatch):

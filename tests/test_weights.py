@@ -57,6 +57,39 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     assert same(loaded(path)[0], source)
 
 
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_weights_stay_in_the_file_and_the_file_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    source, target, path = net(), net(), tmp_path / name
+    torch.save(source.state_dict(), path) if path.suffix == ".pt" else save_file(source.state_dict(), path)
+    before, state = path.read_bytes(), read_weights(path, "p")
+    load_into(target, state, path, "p")
+    for key, parameter in target.named_parameters():
+        assert parameter.data_ptr() == state.entries[key].data_ptr()
+        assert parameter.requires_grad
+    with torch.no_grad():
+        target[0].weight.add_(1)
+    assert path.read_bytes() == before
+    assert same(loaded(path)[0], source)
+
+
+def test_entries_that_a_hook_changes_are_copied(tmp_path: Path) -> None:
+    class Halving(nn.Linear):
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+            state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] / 2
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    source, target, path = Halving(2, 2), Halving(2, 2), tmp_path / "w.pt"
+    torch.save(source.state_dict(), path)
+    load_into(target, read_weights(path, "p"), path, "p")
+    assert torch.equal(target.weight, source.weight / 2)
+
+
+def test_files_of_old_torch_are_read(tmp_path: Path) -> None:
+    source, path = net(), tmp_path / "w.pt"
+    torch.save(source.state_dict(), path, _use_new_zipfile_serialization=False)
+    assert same(loaded(path)[0], source)
+
+
 def test_prefixes_of_wrappers_are_removed_and_said(tmp_path: Path) -> None:
     source, path = net(), tmp_path / "w.pt"
     torch.save({f"module._orig_mod.{k}": v for k, v in source.state_dict().items()}, path)

@@ -32,6 +32,7 @@ from fxfuse.presets import METHODS
 from fxfuse.recipe import FitSettings
 from fxfuse.samples import TensorSamples
 from fxfuse.types import Analysis, Axes, FuseResult, Program
+from fxfuse.weights import load_into, read_weights
 
 LAW = 1e-9
 """Largest change by a permutation, relative to the output, in double precision: rounding is about 1e-15."""
@@ -49,6 +50,10 @@ ROOM = 1 << 30
 SAMPLES = 4
 """Samples of the fusion that is carried through: it is the machinery that is proven."""
 FIT = FitSettings(steps=2, joint_steps=2, batch_size=2, augment="none", start="fused")
+
+
+LARGE = 100_000_000
+"""Parameters of a network whose weights are left in a file."""
 
 
 class CheckError(Exception):
@@ -69,7 +74,8 @@ class Subject:
     program: torch.export.ExportedProgram | None = None
 
     def network(self, seed: int = 0) -> nn.Module:
-        """The row's model with random weights; the same for the same seed, also where its constructor draws."""
+        """The row's model with random weights; the same for the same seed, also where its constructor draws. The
+        weights of a large one are left in a file, so that several of them fit into memory."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = self.entry.build()
@@ -78,6 +84,11 @@ class Subject:
             with torch.no_grad():
                 for p in network.parameters():
                     p.mul_(self.gain if p.dim() > 1 else 1.0)
+        if sum(p.numel() for p in network.parameters()) >= LARGE:
+            path = self.folder / f"{seed}-{self.gain}.pt"
+            if not path.exists():
+                torch.save(network.state_dict(), path)
+            load_into(network, read_weights(path, self.entry.name), path, self.entry.name)
         return network
 
     def analyse(self) -> Analysis:
