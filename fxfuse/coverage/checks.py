@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxfuse.coverage.entry import Entry
+from fxfuse.coverage.large import left_in_file
 from fxfuse.export import to_onnx, to_pt2
 from fxfuse.export.tools import differences, outputs, quiet
 from fxfuse.layouts import spaces_in
@@ -32,7 +33,6 @@ from fxfuse.presets import METHODS
 from fxfuse.recipe import FitSettings
 from fxfuse.samples import TensorSamples
 from fxfuse.types import Analysis, Axes, FuseResult, Program
-from fxfuse.weights import load_into, read_weights
 
 LAW = 1e-9
 """Largest change by a permutation, relative to the output, in double precision: rounding is about 1e-15."""
@@ -50,10 +50,6 @@ ROOM = 1 << 30
 SAMPLES = 4
 """Samples of the fusion that is carried through: it is the machinery that is proven."""
 FIT = FitSettings(steps=2, joint_steps=2, batch_size=2, augment="none", start="fused")
-
-
-LARGE = 100_000_000
-"""Parameters of a network whose weights are left in a file."""
 
 
 class CheckError(Exception):
@@ -74,8 +70,7 @@ class Subject:
     program: torch.export.ExportedProgram | None = None
 
     def network(self, seed: int = 0) -> nn.Module:
-        """The row's model with random weights; the same for the same seed, also where its constructor draws. The
-        weights of a large one are left in a file, so that several of them fit into memory."""
+        """The row's model with random weights; the same for the same seed, also where its constructor draws."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = self.entry.build()
@@ -84,12 +79,7 @@ class Subject:
             with torch.no_grad():
                 for p in network.parameters():
                     p.mul_(self.gain if p.dim() > 1 else 1.0)
-        if sum(p.numel() for p in network.parameters()) >= LARGE:
-            path = self.folder / f"{seed}-{self.gain}.pt"
-            if not path.exists():
-                torch.save(network.state_dict(), path)
-            load_into(network, read_weights(path, self.entry.name), path, self.entry.name)
-        return network
+        return left_in_file(network, self.folder)
 
     def analyse(self) -> Analysis:
         """The analysis of the model with the weights of now."""
@@ -184,10 +174,10 @@ def itself(row: Subject) -> str:
     """
     single = row.analysed()
     inputs = tuple(widened(x) for x in row.bound(MATCHED, 5)[0].tensors)
-    double = doubled(single.program.module)
+    double = left_in_file(doubled(single.program.module), row.folder)
     seen = replace(single.axes, observed=_at_birth(single.axes))
     first = replace(single, program=replace(single.program, module=double), axes=seen)
-    twin = permuted(first.program, first.axes, 1)
+    twin = left_in_file(permuted(first.program, first.axes, 1), row.folder)
     pairs = correspond(first, [first, replace(first, program=replace(first.program, module=twin, name="copy"))])
     want, shares = outputs(first.program.module, inputs), (0.5, 0.5)
     rounds = calibrate_in_rounds(

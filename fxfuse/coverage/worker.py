@@ -45,7 +45,7 @@ def work(name: str, folder: Path, gigabytes: float, code: str, columns: Sequence
 
 
 def _limit(gigabytes: float) -> None:
-    """Refuse the process more memory than that; files that are mapped do not count."""
+    """Refuse the process more memory than that; files that are mapped for reading alone do not count."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
