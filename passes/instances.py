@@ -9,11 +9,12 @@ for a stage that happens to hold one block says nothing about stages; containers
 
 Some blocks never have a residual connection: the Fire module of a SqueezeNet, the pair of convolutions of a U-Net. So a
 class is a block class too if it occurs more than once and every instance is a *chain*: two levels or more, each of them
-wholly inside, none of which adds its input back or lies in an instance of another block class (such levels are blocks
-themselves), with no more weight operators on a path than a block may have.
+wholly inside, none of which adds back what its own weights read or lies in an instance of another block class (such
+levels are blocks themselves), with no more weight operators on a path than a block may have. What goes around several
+levels makes one block of them: residual blocks in parallel branches, which no cut divides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -108,20 +109,27 @@ def _holds_another(path: str, name: str, known: _Instances, found: set[str]) -> 
 
 
 def _adds_input(view: View, end: fx.Node, own: set[fx.Node]) -> bool:
-    """Whether a level has weights and a way around them, from what it reads to its end."""
-    if not any(view.is_weighted(node) for node in own):
-        return False
-    stack, seen = [end], set[fx.Node]()
+    """Whether a level has weights and a way around them, from what they read to its end. What goes around other levels
+    as well makes a block of all of them."""
+    weighted = [node for node in own if view.is_weighted(node)]
+    around = _read(view, [end], own, view.is_weighted)
+    return not around.isdisjoint(_read(view, weighted, own, lambda _: False))
+
+
+def _read(view: View, ends: Iterable[fx.Node], own: set[fx.Node], closed: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The values of other levels that these nodes of a level are made from, on ways that meet no closed node."""
+    stack, seen, found = list(ends), set[fx.Node](), set[fx.Node]()
     while stack:
         node = stack.pop()
-        if node in seen or view.is_weighted(node):
+        if node in seen or closed(node):
             continue
         seen.add(node)
-        sources = view.inputs[node]
-        if any(source not in own and source.op != "placeholder" for source in sources):
-            return True
-        stack.extend(source for source in sources if source in own)
-    return False
+        for source in view.inputs[node]:
+            if source in own:
+                stack.append(source)
+            elif source.op != "placeholder":
+                found.add(source)
+    return found
 
 
 def _paths(view: View, classes: Mapping[str, str]) -> Paths:
