@@ -8,10 +8,11 @@ nothing outside reads them but through the last one. Of nested instances with th
 for a stage that happens to hold one block says nothing about stages; containers of ``torch.nn`` say nothing either.
 
 Some blocks never have a residual connection: the Fire module of a SqueezeNet, the pair of convolutions of a U-Net. So a
-class is a block class too if it occurs more than once and every instance is a *chain*: two levels or more, each of them
-wholly inside, none of which adds back what its own weights read or lies in an instance of another block class (such
-levels are blocks themselves), with no more weight operators on a path than a block may have. What goes around several
-levels makes one block of them: residual blocks in parallel branches, which no cut divides.
+class is a block class too if several of its instances fall into levels and each is a *chain*: two levels or more, none
+of which adds back what its own weights read or lies in an instance of another block class (such levels are blocks
+themselves), with no more weight operators on a path than a block may have. What goes around several levels makes one
+block of them: residual blocks in parallel branches, which no cut divides. An instance of which a level reaches outside
+(the last one before a join) says nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +71,7 @@ class _Instances:
 def _chain_classes(
     view: View, members: Mapping[fx.Node, list[fx.Node]], known: _Instances, blocks: set[str]
 ) -> set[str]:
-    """Classes that occur more than once, and as chains of levels every time; the innermost ones."""
+    """Classes of which more than one instance falls into levels, and as a chain every time; the innermost ones."""
     inside: dict[str, list[fx.Node]] = {}
     for boundary, around in known.shared.items():
         for path in around:
@@ -80,9 +81,18 @@ def _chain_classes(
         instances.setdefault(known.classes[path], []).append(path)
     found = set[str]()
     for name, places in instances.items():
-        if len(places) > 1 and all(_is_chain(view, members, known, inside.get(p, []), p, blocks) for p in places):
+        whole = [ends for path in places if (ends := _whole(view, members, known, inside.get(path, []), path))]
+        if len(whole) > 1 and all(_is_chain(view, members, known, ends, blocks) for ends in whole):
             found.add(name)
     return {name for name in found if not any(_holds_another(path, name, known, found) for path in instances[name])}
+
+
+def _whole(
+    view: View, members: Mapping[fx.Node, list[fx.Node]], known: _Instances, ends: list[fx.Node], path: str
+) -> list[fx.Node]:
+    """The levels inside an instance, if there are several and they are all of it."""
+    held = sum(bool(view.parameters[node]) for end in ends for node in members[end])
+    return ends if len(ends) > 1 and held == known.sizes[path] else []
 
 
 def _is_chain(
@@ -90,14 +100,11 @@ def _is_chain(
     members: Mapping[fx.Node, list[fx.Node]],
     known: _Instances,
     ends: list[fx.Node],
-    path: str,
     blocks: set[str],
 ) -> bool:
-    nodes = [node for end in ends for node in members[end]]
-    if len(ends) < 2 or sum(bool(view.parameters[node]) for node in nodes) != known.sizes[path]:
-        return False
     if any(known.classes[inner] in blocks for end in ends for inner in known.shared[end]):
         return False
+    nodes = [node for end in ends for node in members[end]]
     return depth(view, nodes) <= DEEP and not any(_adds_input(view, end, set(members[end])) for end in ends)
 
 
