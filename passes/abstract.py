@@ -29,6 +29,7 @@ from fxfuse.passes.axis_rules.core import (
     similar_rule,
     tensors_in,
 )
+from fxfuse.passes.axis_rules.ties import NONE, SOME, first_of_equals, ties
 from fxfuse.passes.graphs import attribute, target_name
 from fxfuse.passes.normalizing.constants import reads_shape_only
 from fxfuse.passes.variables import Dims, expand, fresh, pin, settle, size_of
@@ -79,13 +80,14 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         moved = self._read(call)
         dims = rule(call)
         per_output: list[Dims] = dims if isinstance(result, tuple | list) else [dims]  # type: ignore[list-item,assignment]  # a rule returns what its operator does
-        few = all(self._few(t) for t in call.tensors())
+        equal = ties(call, self._ties)
+        first = first_of_equals(call, max(map(self._ties, call.tensors()), default=NONE))
         for k, (tensor, meant) in enumerate(zip(outputs, per_output, strict=False)):
             self._checked(tensor, meant, stored, func)
             points = call.points.get(k, moved)
-            if few and k in call.points:  # what stands first among equals is found, a matter of order: nobody can
-                points = [*points, *points]  # follow positions in two dimensions
-            self.meaning(tensor).points, self.meaning(tensor).few = points, few
+            if first and k in call.points:  # a matter of order: nobody can follow positions in two dimensions
+                points = [*points, *points]
+            self.meaning(tensor).points, self.meaning(tensor).ties = points, equal
         return result
 
     def _read(self, call: Call) -> Dims:
@@ -111,8 +113,8 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
             disown_but(dim, ())
         return points
 
-    def _few(self, tensor: Tensor) -> bool:
-        return self.meaning(tensor).few or not (tensor.is_floating_point() or tensor.is_complex())
+    def _ties(self, tensor: Tensor) -> int:
+        return self.meaning(tensor).ties if tensor.is_floating_point() or tensor.is_complex() else SOME
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What the operator gives; meta kernels are slow, so equal calls share the shape of their outputs. Views are

@@ -36,6 +36,7 @@ from fxfuse.passes.variables import (
     settle,
     size_of,
     slot,
+    tell_apart,
 )
 
 
@@ -63,6 +64,8 @@ def union(a: Var, b: Var) -> None:
         held, other = (a, b) if a.family else (b, a)
         if _one_apart_for_each(other, owner(held)):
             other.link = held
+            if not other.uniform:
+                tell_apart([Factor(held)])
             if other.pinned:
                 pin_var(held)
             return
@@ -76,7 +79,10 @@ def union(a: Var, b: Var) -> None:
     if a.segments is None:
         a, b = b, a
     b.link = a
-    a.uniform = a.uniform and b.uniform
+    uniform = a.uniform and b.uniform
+    if b.segments is None and not b.uniform:
+        tell_apart([Factor(a)])
+    a.uniform = uniform
     if a.pinned or b.pinned:
         a.pinned = b.pinned = False
         pin_var(b)
@@ -127,6 +133,7 @@ def cut(var: Var, borders: Sequence[int]) -> list[Var]:
             return cut(root, borders)
         sizes = [end - start for start, end in pairwise(edges)]
         root.segments = [Var(size, pinned=root.pinned, outer=root.outer) for size in sizes]
+        _inherit(root, root.segments)
     return [narrow(root, start, end)[0] for start, end in pairwise(edges)]
 
 
@@ -221,6 +228,7 @@ def _instance(root: Var, segment: Var, outer: Var | None) -> Var:
             disown(root)
             return find(root)
     root.family[segment] = Var(root.size, pinned=root.pinned, outer=outer)
+    root.family[segment].uniform = root.uniform
     return root.family[segment]
 
 
@@ -263,8 +271,15 @@ def split_product(var: Var, outer_size: int) -> list[Var] | None:
     root.segments = None
     root.family = {}
     root.parts = [a, b]
-    root.uniform = False
+    _inherit(root, root.parts)
     return [a, b]
+
+
+def _inherit(root: Var, pieces: list[Var]) -> None:
+    """What holds equal values does so in its pieces, of which each may be unified with others."""
+    for piece in pieces:
+        piece.uniform = root.uniform
+    root.uniform = False
 
 
 def _halves(var: Var, outer_size: int) -> tuple[Var, Var] | None:

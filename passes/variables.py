@@ -25,7 +25,7 @@ class Var:
 
     ``family`` maps segments of the owner to instances; ``slot`` leads from a segment to the one in whose place it
     stands since their wholes became one (to itself, where it stands nowhere any more). ``uniform``: all indices hold
-    equal values, and nothing has been unified with it yet.
+    equal values, and nothing has been unified with it yet (a variable of pieces is not, its pieces may be).
     """
 
     __slots__ = ("family", "link", "outer", "parts", "pinned", "segments", "size", "slot", "uniform")
@@ -101,6 +101,20 @@ def fresh(size: int, *, pinned: bool = False) -> Dim:
     var = Var(size, pinned=pinned)
     var.uniform = not pinned
     return [Factor(var)]
+
+
+def alike(dim: Iterable[Factor]) -> bool:
+    """Whether all indices of a dimension hold equal values, so that it agrees with any other as it stands."""
+    factors = expand(dim)
+    return bool(factors) and all(f.var.uniform and not f.var.family for f in factors)
+
+
+def tell_apart(dim: Iterable[Factor]) -> None:
+    """The indices of a dimension hold different values from now on."""
+    for factor in expand(dim):
+        factor.var.uniform = False
+        for piece in [*(factor.var.segments or ()), *factor.var.family.values()]:
+            tell_apart([Factor(piece)])
 
 
 def join_product(dim: Sequence[Factor]) -> Var:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxfuse.passes.algebra import disown, free_of, regroup, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, at, axis_rule, disown_but, own
 from fxfuse.passes.axis_rules.pointwise import broadcast
-from fxfuse.passes.variables import Dim, Dims, Var, expand, fresh, inside, owner, pin, settle, size_of
+from fxfuse.passes.variables import Dim, Dims, Var, alike, expand, fresh, inside, owner, pin, settle, size_of
 
 
 def _add_bias(out: Dims, bias: Dims | None, at: int) -> None:
@@ -26,7 +26,7 @@ def linear(call: Call) -> Dims:
     call.join(x[-1], weight[-1])
     call.product(call.args[0], x[-1], call.args[1], weight[-1])
     out = [*x[:-1], weight[0]] if len(weight) == 2 else x[:-1]
-    free_of(out, [x[-1]])
+    free_of(out, [x[-1], weight[-1]])
     bias = call.argument(2, "bias")
     return out if bias is None else broadcast([out, call.of(bias)])
 
@@ -46,7 +46,7 @@ def inner(call: Call) -> Dims:
     call.join(a[-1], b[-1])
     call.product(call.args[0], a[-1], call.args[1], b[-1])
     out = [*a[:-1], *b[:-1]]
-    free_of(out, [a[-1]])
+    free_of(out, [a[-1], b[-1]])
     return out
 
 
@@ -68,7 +68,7 @@ def _matmul(call: Call, left: Tensor, right: Tensor) -> Dims:
     call.join(k_a, k_b, shared)
     call.product(left, k_a, right, k_b)
     out = [*batch, *row, *column]
-    free_of(out, [k_a])
+    free_of(out, [k_a, k_b])
     return out
 
 
@@ -100,9 +100,11 @@ def einsum(call: Call) -> Dims:
             places.setdefault(letter, []).append((k, dim))
     pairs: list[tuple[Dim, Dim]] = []
     for letter in sorted(places, key=lambda x: x not in output):
-        real = [dim for _, dim in places[letter] if dim]
+        real = [dim for _, dim in places[letter] if dim and not alike(dim)]
         pairs.extend((real[0], dim) for dim in real[1:])
     unify_all(pairs)
+    for found in places.values():  # what holds equal values stands last: it says nothing
+        found.sort(key=lambda place: alike(place[1]))
     for tensor, letters in zip(tensors, inputs, strict=True):
         for letter in set(letters) if call.meaning(tensor).stored else ():
             if letters.count(letter) > 1:  # a parameter's diagonal can be permuted, but not merged
@@ -171,7 +173,7 @@ def bilinear(call: Call) -> Dims:
     call.contract(call.args[2], weight[1])
     call.contract(call.args[2], weight[2])
     out = [*broadcast([x[:-1], z[:-1]]), weight[0]]
-    free_of(out, [x[-1], z[-1]])
+    free_of(out, [x[-1], z[-1], *weight[1:]])
     bias = call.argument(3, "bias")
     return out if bias is None else broadcast([out, call.of(bias)])
 
@@ -184,7 +186,7 @@ def cdist(call: Call) -> Dims:
     call.contract(call.args[0], a[-1])
     call.contract(call.args[1], b[-1])
     out = [*broadcast([a[:-2], b[:-2]]), a[-2], b[-2]]
-    free_of(out, [a[-1]])
+    free_of(out, [a[-1], b[-1]])
     return out
 
 
@@ -227,6 +229,7 @@ def _convolution(call: Call, transposed: bool) -> Dims:
         call.join(x[channels], weight[into])
         call.product(call.args[0], x[channels], call.args[1], weight[into])
         out = expand(weight[outof])
+        free_of([*x[:channels], out, *places], [weight[into]])
     else:
         out = _grouped(call, x[channels], weight, groups, transposed)
     free_of(places if groups > 1 else [*x[:channels], out, *places], [x[channels]])
@@ -323,5 +326,5 @@ def attention(call: Call) -> Dims:
         pin(q[-2])
         pin(k[-2])
     out = [*(expand(dim) for dim in batch), expand(q[-2]), expand(v[-1])]
-    free_of(out, [k[-2], q[-1]])
+    free_of(out, [k[-2], v[-2], q[-1], k[-1]])
     return out

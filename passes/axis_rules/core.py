@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fxfuse.passes.algebra import disown, unify, unify_all
-from fxfuse.passes.variables import Dim, Dims, Factor, Unset, Var, expand, inside, owner, pin, settle, size_of
+from fxfuse.passes.variables import Dim, Dims, Factor, Unset, Var, alike, expand, inside, owner, pin, settle, size_of
 
 Outputs = Dims | list[Dims]
 
@@ -33,15 +33,14 @@ Outputs = Dims | list[Dims]
 class Meaning:
     """What is known of one tensor: its dimensions, whether it is computed from parameters alone, whose value it is,
     whether any operator has taken it, and the dimensions into which its values point: they must keep their order as
-    soon as somebody reads the values; whether its values are few (truths, counts), so that the first of several equal
-    ones would be found."""
+    soon as somebody reads the values; which of its values may be equal (:mod:`fxfuse.passes.axis_rules.ties`)."""
 
     dims: Dims
     stored: bool = False
     node: str | None = None
     used: bool = False
     points: Dims = field(default_factory=list)
-    few: bool = False
+    ties: int = 0
 
     def read(self) -> None:
         """Somebody takes the tensor."""
@@ -112,7 +111,7 @@ class Call:
         indexes in all other dimensions, no owner may order ``dim`` apart."""
         points = self.meaning(index).points
         if len(points) == 1 and size_of(points[0]) == size_of(dim):
-            pin(factor for factor in expand(points[0]) if factor.var.uniform)
+            pin(Factor(var) for var in inside(points[0]) if var.uniform)
             unify(points[0], dim)
             if not aligned:
                 disown_but(expand(dim), ())
@@ -141,9 +140,10 @@ class Call:
     def join(self, a: Dim, b: Dim, shared: Sequence[tuple[Dim, Dim]] = ()) -> None:
         """Sum over ``a`` of one operand against ``b`` of another. What an owner outside owns may be ordered apart only
         if that owner is one of the ``shared`` dimensions, at the same index in both operands."""
-        unify_all([*shared, (a, b)])
+        unify_all(pair for pair in [*shared, (a, b)] if not any(map(alike, pair)))
         common = {f.var for left, right in shared if left and right for f in expand(left)}
         disown_but(a, common)
+        disown_but(b, common)
 
 
 def disown_but(dim: Dim, owners: Container[Var]) -> None:

@@ -10,7 +10,7 @@ from fxfuse.passes.algebra import free_of, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, positive
 from fxfuse.passes.axis_rules.pointwise import broadcast
 from fxfuse.passes.axis_rules.shapes import pinned_out, slice_dims
-from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, pin, size_of
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, pin, size_of, tell_apart
 
 
 @axis_rule("slice_scatter", "select_scatter")
@@ -47,6 +47,7 @@ def scatter_diagonal(call: Call) -> Dims:
     unify_all(zip(others, source[:-1], strict=True))
     if straight and not call.meaning(call.args[0]).stored:
         unify_all([(x[i], x[j]), (x[i], source[-1])])
+        tell_apart(x[i])
     else:
         for dim in (x[i], x[j], source[-1]):
             pin(dim)

@@ -10,13 +10,18 @@ import torch
 from fxfuse.passes.algebra import free_of, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, disown_but
 from fxfuse.passes.axis_rules.pointwise import broadcast
-from fxfuse.passes.variables import Dims, expand, fresh, pin, size_of
+from fxfuse.passes.variables import Dims, expand, fresh, pin, size_of, tell_apart
 
 
 @axis_rule("linalg_inv", "inverse", "linalg_inv_ex", "linalg_pinv")
 def inverse(call: Call) -> Dims | list[Dims]:
-    """Rows become columns; so with the pseudo-inverse of any matrix."""
+    """Rows become columns; so with the pseudo-inverse of any matrix. Of one that is said to be symmetric only one half
+    is read."""
     *batch, rows, columns = _matrices(call)
+    for dim in (rows, columns) if call.named("hermitian", False) else ():
+        pin(dim)
+    for tolerance in call.tensors()[1:]:
+        unify_all(zip(batch[::-1], call.of(tolerance)[::-1], strict=False))
     out = [*(expand(dim) for dim in batch), expand(columns), expand(rows)]
     return [out, out[:-2]] if isinstance(call.result, tuple | list) else out
 
@@ -71,6 +76,7 @@ def function_of_matrix(call: Call) -> Dims:
     """A power series in the matrix."""
     *batch, rows, columns = _matrices(call)
     unify(rows, columns)
+    tell_apart(rows)
     return [*(expand(dim) for dim in batch), expand(rows), expand(columns)]
 
 

@@ -2,21 +2,23 @@
 
 from torch import Tensor
 
-from fxfuse.passes.algebra import free_of, unify, unify_all
+from fxfuse.passes.algebra import check_owners, free_of, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions
-from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, pin
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, alike, expand, fresh, pin
 
 
 def broadcast(operands: list[Dims]) -> Dims:
-    """Align dimensions from the right; those of size 1 say nothing, all others agree."""
+    """Align dimensions from the right; those of size 1 and those of equal values say nothing, all others agree."""
     rank = max((len(dims) for dims in operands), default=0)
     out: Dims = [[] for _ in range(rank)]
     pairs: list[tuple[Dim, Dim]] = []
     for dims in operands:
         for position, dim in enumerate(dims, start=rank - len(dims)):
-            if out[position] and dim:
-                pairs.append((out[position], dim))
-            out[position] = out[position] or dim
+            known = out[position]
+            if not known or (dim and alike(known)):
+                out[position] = dim
+            elif dim and not alike(dim):
+                pairs.append((known, dim))
     unify_all(pairs)
     return [expand(dim) for dim in out]
 
@@ -223,5 +225,6 @@ def triangle(call: Call) -> Dims:
 def cosine_similarity(call: Call) -> Dims:
     """Both operands agree; the compared dimension vanishes."""
     out = broadcast([call.dims(0), call.dims(1)])
+    check_owners(out)  # the operands side by side may hold an owner twice
     d = dimensions(call.named("dim", 1), len(out))[0]
     return [dim for i, dim in enumerate(out) if i != d]

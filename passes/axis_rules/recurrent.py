@@ -8,7 +8,7 @@ from torch import Tensor
 from fxfuse.passes.algebra import concat, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, own
 from fxfuse.passes.axis_rules.shapes import prepare_cuts, slice_dims
-from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, join_product, pin, size_of
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, alike, expand, fresh, join_product, pin, size_of
 
 
 @axis_rule("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -72,7 +72,7 @@ def _initial_state(call: Call, given: Tensor, ends: list[Dim]) -> None:
     """A state that somebody computed or learned means what the cell's units mean, layer by layer and direction by
     direction; zeros mean nothing."""
     dims = call.of(given)
-    if not call.meaning(given).stored and all(f.var.uniform for f in dims[-1]):
+    if not call.meaning(given).stored and (not dims[-1] or alike(dims[-1])):
         return
     own(dims[-1], dims[0])
     prepare_cuts(dims[0], list(range(1, len(ends))))

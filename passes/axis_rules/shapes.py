@@ -6,7 +6,7 @@ import torch
 
 from fxfuse.passes.algebra import concat, cut, free_of, instances, narrow, regroup, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions, positive
-from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, owned_by, pin, size_of
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, expand, fresh, owned_by, pin, size_of, tell_apart
 
 # ----------------------------------------------------------------------------------------- re-bracketing
 
@@ -167,6 +167,7 @@ def diagonal(call: Call) -> Dims:
     i, j = (positive(call.named(d, fallback), rank) for d, fallback in ((first, 0), (second, 1)))
     straight = call.named("offset", call.named("diagonal", 0)) == 0
     if inward and straight:
+        tell_apart(x[-1])
         out = list(x[:-1])
         for place in sorted((i, j)):
             out.insert(place, x[-1])
