@@ -26,7 +26,7 @@ from fxfuse.passes.checking import outputs_at
 from fxfuse.passes.importance import answers
 from fxfuse.pipeline import analyse
 from fxfuse.progress import Progress
-from fxfuse.recipe import Recipe
+from fxfuse.recipe import Recipe, split_source
 from fxfuse.samples import Samples, Unlabelled
 from fxfuse.sources import LoadedParent, load_parent, load_target
 from fxfuse.stages.arguments import choose_method
@@ -160,10 +160,26 @@ def check_onnx_form(recipe: Recipe, inputs: Inputs, progress: Progress) -> None:
         to_onnx(program.module, program.example, Path(folder) / "trial.onnx")
 
 
+def spelling_hint(recipe: Recipe) -> str:
+    """What to do about graphs that differ because some come from exported programs and some from modules."""
+    named = [*recipe.parents, *(spec for spec in (recipe.target, recipe.base) if spec is not None)]
+    sources = [spec.source for spec in named if spec.source is not None]
+    programs = [source for source in sources if source.endswith(".pt2")]
+    if len(programs) in (0, len(sources)):
+        return ""
+    other = next(source for source in sources if source not in programs)
+    name, place = Path(programs[0]).name, f"{Path(split_source(other)[0]).name}:{split_source(other)[2]}"
+    return (
+        f". {name} is an exported program, whose operators are spelled otherwise than a module's: give it as the "
+        f"weights of the module's source, {place}={name}"
+    )
+
+
 def _example(parent: LoadedParent, samples: Samples | None, progress: Progress) -> Example:
     """A few inputs, by name where the data has names; without data a guess, which is said."""
     if samples is None:
-        tensor, stated = guess(parent.module, f"parent {parent.name!r}")
+        how = "give a few inputs as data (--calibration, or `calibration` in the recipe), which show what it takes"
+        tensor, stated = guess(parent.module, f"parent {parent.name!r}", how)
         progress.note(f"no data given: the parents are traced with the guessed input {stated}")
         return (tensor,)
     return few_inputs(samples)

@@ -14,7 +14,8 @@ import torch
 
 from fxfuse.device import pick_device
 from fxfuse.export import OnnxReport
-from fxfuse.loading import Inputs, check_onnx_form, check_settings, load_inputs
+from fxfuse.errors import MismatchError
+from fxfuse.loading import Inputs, check_onnx_form, check_settings, load_inputs, spelling_hint
 from fxfuse.output import Checkpoint, OutputFolder
 from fxfuse.pipeline import fuse
 from fxfuse.progress import Progress, QuietProgress
@@ -52,7 +53,10 @@ def run(
         if recipe.onnx:
             check_onnx_form(recipe, inputs, progress)
         loaded = time.perf_counter()
-        result = _fuse(recipe, inputs, device, progress, output.checkpoint)
+        try:
+            result = _fuse(recipe, inputs, device, progress, output.checkpoint)
+        except MismatchError as error:
+            raise MismatchError(f"{error}{spelling_hint(recipe)}") from error
         fused = time.perf_counter()
         notes = (f"{parent.name}: {note}" for parent in inputs.parents for note in parent.notes)
         timings = {"load and check": loaded - started, **result.timings, "fuse, all": fused - loaded}

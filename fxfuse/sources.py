@@ -23,7 +23,7 @@ from fxfuse.programs import load_program
 from fxfuse.provenance import sha256_of
 from fxfuse.recipe import ParentSpec, TargetSpec, parent_name, split_source
 from fxfuse.types import parameter_count
-from fxfuse.weights import check_finite, load_into, read_weights
+from fxfuse.weights import StateDict, check_finite, load_into, read_weights
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -59,12 +59,27 @@ def load_parent(source: ParentSpec | str | Path | nn.Module, name: str | None = 
     description, notes = spec.source, ["no weights given: as its source made it"]
     if spec.weights is not None:
         path = Path(spec.weights).expanduser()
-        notes = list(load_into(module, read_weights(path, subject), path, subject))
+        notes = list(load_into(module, _weights_in(path, subject), path, subject, _example_call(spec.source)))
         files = {**files, str(path): sha256_of(path)}
         description += f" with {path.name}"
     elif spec.source.endswith(".pt2"):
         notes = []
     return _finish(name, module, description, files, tuple(notes))
+
+
+def _weights_in(path: Path, subject: str) -> StateDict:
+    """The state dict in a weight file, or in an exported program."""
+    if path.suffix != ".pt2":
+        return read_weights(path, subject)
+    return StateDict(load_program(path, subject).state_dict(), (f"took the weights of the program {path.name}",))
+
+
+def _example_call(source: str) -> str:
+    """How the source would be called with an argument, as an example in messages."""
+    place, _, factory = split_source(source)
+    if not factory:
+        return "net.py:build(width=32)"
+    return f"{Path(place).name}:{factory}({'num_classes=10' if place == 'torchvision' else 'width=32'})"
 
 
 def load_target(spec: TargetSpec) -> LoadedParent | None:

@@ -64,7 +64,9 @@ def _read_safetensors(path: Path, subject: str) -> StateDict:
         with safe_open(path, framework="pt", device="cpu") as file:
             return StateDict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  # not a mapping
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{subject}: {path} is not a readable safetensors file: {_brief(error)}.") from None
+        raise WeightsError(
+            f"{subject}: {path} is damaged, or is no safetensors file ({_brief(error)}); save it anew."
+        ) from None
 
 
 def _torch_load(path: Path, subject: str) -> Any:
@@ -83,9 +85,14 @@ def _torch_load(path: Path, subject: str) -> Any:
                 f"{subject}: {path} needs code to be executed when it is loaded ({unsafe}), which is refused; load it "
                 "where you trust it and save model.state_dict() with torch.save or safetensors."
             ) from None
-        raise WeightsError(f"{subject}: {path} is not a file that torch.load reads, or it is damaged.") from None
+        raise WeightsError(
+            f"{subject}: {path} is damaged, or is no file of torch.save; save it anew, or give a .safetensors file."
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{subject}: {path} cannot be read by torch.load: {_brief(error)}.") from None
+        raise WeightsError(
+            f"{subject}: {path} is damaged, or is no file of torch.save ({_brief(error)}); save it anew, or give a "
+            ".safetensors file."
+        ) from None
 
 
 def _mappable(path: Path) -> bool:
@@ -149,8 +156,11 @@ def _find_state_dict(loaded: Any, path: Path, subject: str) -> StateDict:
 # ---------------------------------------------------------------------------------------------------------- fitting
 
 
-def load_into(module: nn.Module, state: StateDict, path: Path, subject: str) -> tuple[str, ...]:
-    """Copy the entries into ``module`` and say what was done to make them fit.
+def load_into(
+    module: nn.Module, state: StateDict, path: Path, subject: str, call: str = "net.py:build(width=32)"
+) -> tuple[str, ...]:
+    """Copy the entries into ``module`` and say what was done to make them fit. ``call`` shows in messages how arguments
+    are given to what builds the network.
 
     Raises ``WeightsError`` that lists the first missing, unexpected and misshapen keys and counts all.
     """
@@ -165,7 +175,7 @@ def load_into(module: nn.Module, state: StateDict, path: Path, subject: str) -> 
     if missing or unexpected or misshapen:
         raise WeightsError(
             f"{subject}: {path} does not fit: {_differences(missing, unexpected, misshapen, own, entries)}. Build the "
-            "network as it was when the weights were saved, if need be with arguments: net.py:build(width=32)."
+            f"network as it was when the weights were saved, if need be with arguments: {call}."
         )
     kinds = {value.dtype for value in entries.values() if isinstance(value, Tensor) and value.is_floating_point()}
     wanted = {value.dtype for value in own.values() if isinstance(value, Tensor) and value.is_floating_point()}

@@ -80,9 +80,10 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name
     loose = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     for key in kwargs:
         if key not in known and not loose:
+            more = len(kwargs) > 1 and any(other in known for other in kwargs)
+            cure = ". Of data that hold more than the network takes, say by `inputs` what it takes" if more else ""
             raise DataError(
-                f"{name}: {type(module).__name__}.forward has no argument {key!r}; {nearest(key, known)}. "
-                "Of data that hold more than the network takes, say by `inputs` what it takes"
+                f"{name}: {type(module).__name__}.forward has no argument {key!r}; {nearest(key, known)}{cure}"
             )
     try:
         signature.bind(*args, **kwargs)
@@ -160,7 +161,8 @@ def capture(module: nn.Module, example: Any, path: str, name: str) -> tuple[Boun
     except Exception as error:  # the user's code; what happens behind the sub-module does not matter
         if not caught:
             raise DataError(
-                f"{name} rejects the example: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+                f"{name} rejects the example: {(str(error).strip() or type(error).__name__).splitlines()[0]}; give it "
+                f"what the whole network takes, on the way to {path}"
             ) from error
     finally:
         handle.remove()

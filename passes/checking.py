@@ -1,6 +1,5 @@
 """The check behind every program: same outputs as the original, on random inputs, at two batch sizes."""
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -12,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxfuse.errors import DataError, TraceError
 from fxfuse.passes.binding import Bound
+from fxfuse.passes.cures import ask, cure, plain_attention
 from fxfuse.passes.graphs import copied
 from fxfuse.passes.probing import at_batch
 
@@ -38,17 +38,6 @@ def random_like(example: tuple[Tensor, ...], size: int, seed: int) -> tuple[Tens
     return tuple(result)
 
 
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Without the fast path of ``nn.MultiheadAttention``, which zeroes padded positions in evaluation mode only."""
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)
-
-
 def outputs_at(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], name: str) -> Any:
     """What the original returns, as :func:`plain` has it.
 
@@ -58,23 +47,19 @@ def outputs_at(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], nam
     return plain(answer_at(module, bound, tensors, name))
 
 
-@torch.no_grad()
 def answer_at(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], name: str) -> Any:
     """What the original returns, as it is; raises as :func:`outputs_at` does."""
-    args, kwargs = bound.call(tuple(x.clone() for x in tensors))
     try:
-        with plain_attention():
-            return module(*args, **kwargs)
+        return ask(module, bound, tensors)
     except Exception as error:  # the user's code may raise anything
-        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{name} rejects inputs of shape {shapes}: {reason}{_cure(tensors)}") from error
+        raise DataError(f"{rejection(name, tensors, error)}; {cure(module, bound, tensors)}") from error
 
 
-def _cure(tensors: Sequence[Tensor]) -> str:
-    """What to do about a rejected shape, where it can be guessed: images with their channels last."""
-    last = [x for x in tensors if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)]
-    return "; channels go first: `permute: [2, 0, 1]` in `preprocessing`" if last else ""
+def rejection(name: str, tensors: tuple[Tensor, ...], error: Exception) -> str:
+    """That the original rejects inputs, and why in its own words."""
+    shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"{name} rejects inputs of shape {shapes}: {reason}"
 
 
 def plain(output: Any) -> Any:

@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_unflatten
 
 from fxfuse.errors import TraceError
 from fxfuse.passes.binding import Bound
-from fxfuse.passes.checking import plain, plain_attention
+from fxfuse.passes.checking import plain
+from fxfuse.passes.cures import plain_attention
 from fxfuse.passes.graphs import SCOPE, WHERE, CanonicalModule, assemble, attribute, has_attribute, install
 from fxfuse.passes.lengths import traced_lengths
 from fxfuse.passes.probing import LANES, at_batch, probe

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from fxfuse.errors import DataError, TraceError, nearest
+from fxfuse.errors import TraceError, nearest
 from fxfuse.passes.binding import Bound, bind, capture
 from fxfuse.passes.checking import (
     TOLERANCE,
@@ -30,7 +30,9 @@ from fxfuse.passes.checking import (
     outputs_at,
     plain,
     random_like,
+    rejection,
 )
+from fxfuse.passes.cures import ask
 from fxfuse.passes.graphs import CanonicalModule, assemble, copied, is_torch_leaf, overlapping
 from fxfuse.passes.lift import export_trace
 from fxfuse.passes.normalize import normalize
@@ -103,12 +105,7 @@ def trace(
         for one, other in overlapping(module)
     )
     inputs = [random_like(bound.tensors, size, seed) for seed, size in enumerate(LANES)]
-    try:
-        expected = [outputs_at(twin, bound, x, name) for x in inputs]
-    except DataError as error:
-        raise TraceError(
-            f"{name} takes the example but no other batch size; the batch must stay free: {error}"
-        ) from error
+    expected = [_other_batch(twin, bound, x, name) for x in inputs]
     failures: dict[str, str] = {}
     for attempt in _attempts(front_end):
         try:
@@ -126,6 +123,17 @@ def trace(
         "followed as a leaf (leaves, --leaf), which keeps it whole, or take only a part of the network (submodule, "
         "--submodule)"
     )
+
+
+def _other_batch(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], name: str) -> Any:
+    """What the network returns at another batch size than the example's; raises where it takes none."""
+    try:
+        return plain(ask(module, bound, tensors))
+    except Exception as error:  # the user's code may raise anything
+        raise TraceError(
+            f"{name} takes the example but no other batch size; the batch must stay free: "
+            f"{rejection(name, tensors, error)}"
+        ) from error
 
 
 def _check_repeats(module: nn.Module, bound: Bound, tensors: tuple[Tensor, ...], first: Any, name: str) -> None:

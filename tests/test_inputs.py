@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fxfuse.errors import DataError, RecipeError
-from fxfuse.inputs import example_of, guess
+from fxfuse.inputs import as_tokens, example_of, guess
 
 
 def test_inputs_are_tensors_of_the_stated_sizes_and_types() -> None:
@@ -15,6 +15,34 @@ def test_inputs_are_tensors_of_the_stated_sizes_and_types() -> None:
     again = example_of(["2,3,8,8"])
     assert isinstance(again, tuple)
     assert torch.equal(again[0], image)
+
+
+def test_types_go_by_the_names_that_torch_has_for_them_too() -> None:
+    (x,) = example_of(["2,3:long"])
+    assert isinstance(x, torch.Tensor)
+    assert x.dtype == torch.int64
+
+
+def test_tokens_that_were_stated_without_a_type_are_found() -> None:
+    module = Tokens(7)
+    assert as_tokens(module, ["2,7"], "net") == ["2,7:int64"]
+    assert as_tokens(module, ["tokens=2,7"], "net") == ["tokens=2,7:int64"]
+    assert as_tokens(module, ["2,8"], "net") is None
+    assert as_tokens(module, [], "net") is None
+    two = Two()
+    assert as_tokens(two, ["image=2,3", "tokens=2,7"], "net") == ["image=2,3", "tokens=2,7:int64"]
+
+
+class Two(nn.Module):
+    """A vector and tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), Tokens(7)
+
+    def forward(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = torch.cat([self.first(image), self.second(tokens)], 1)
+        return y
 
 
 def test_named_inputs_are_bound_by_name() -> None:
@@ -39,6 +67,20 @@ def test_mistakes_are_explained(inputs: list[str], message: str) -> None:
         example_of(inputs)
 
 
+class Tokens(nn.Module):
+    """Tokens in sentences of one length, which only a parameter tells; the first layer is not the embedding."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.positions = nn.Parameter(torch.zeros(1, length, 4))
+        self.embed = nn.Embedding(9, 4)
+
+    def forward(self, tokens: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        y: torch.Tensor = self.head((self.embed(tokens) + self.positions).mean(1) * scale)
+        return y
+
+
 @pytest.mark.parametrize(
     ("module", "stated"),
     [
@@ -49,13 +91,14 @@ def test_mistakes_are_explained(inputs: list[str], message: str) -> None:
         (nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)), "2,16:int64"),
         (nn.GRU(6, 3, batch_first=True), "2,16,6"),
         (nn.Conv3d(2, 1, 3), "2,2,16,112,112"),
+        (Tokens(7), "2,7:int64"),
     ],
 )
 def test_a_guess_is_an_input_that_the_model_takes(module: nn.Module, stated: str) -> None:
     if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Unflatten):
-        with pytest.raises(DataError, match="say what it takes by --input"):
-            guess(module, "net")
+        with pytest.raises(DataError, match=r"^net: no usual input fits Sequential.forward\(input\); say it\.$"):
+            guess(module, "net", "say it")
         return
-    x, words = guess(module.eval(), "net")
+    x, words = guess(module.eval(), "net", "say it")
     assert words == stated
     module(x)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fxfuse.commands.shared import Json
-from fxfuse.options import granularity_of
+from fxfuse.options import data_of, granularity_of
 
 
 def inspect_command(
@@ -23,6 +23,15 @@ def inspect_command(
             metavar="SIZES",
             help="[name=]sizes[:type], batch first: 1,3,224,224 or input_ids=1,16:int64. Repeat for several inputs. "
             "Without it a usual one is tried, and said.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "--calibration",
+            metavar="DATA",
+            help="Take the inputs from data, written as for `fxfuse fuse --calibration`: the first samples are used.",
         ),
     ] = None,
     granularity: Annotated[
@@ -64,6 +73,7 @@ def inspect_command(
     found = inspect(
         ParentSpec(source=source, weights=weights),
         inputs or (),
+        data_of(data),
         granularity=granularity_of(granularity),
         leaves=tuple(leaf or ()),
         submodule=submodule,
