@@ -68,7 +68,7 @@ def _usage(error: Any) -> str:
     """A mistake on the command line in one line."""
     text = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
-    return text if context is None else f"{text} See: {context.command_path} --help"
+    return text if context is None else f"{text.rstrip('.')}. See: {context.command_path} --help"
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,7 @@ batch's inputs, so that each can be bound to the argument of that name of the mo
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,6 +132,8 @@ def _open(spec: DataSpec) -> tuple[object, _Reading]:
         if isinstance(spec.labels, str) and spec.labels.endswith(".npy"):
             arrays["labels"] = read_arrays(Path(spec.labels).expanduser())["inputs"]
             reading = replace(reading, labels="labels")
+        elif arrays and all(re.fullmatch(r"arr_\d+", key) for key in arrays) and not _by_key(spec):
+            return tuple(arrays[f"arr_{i}"] for i in range(len(arrays))), replace(reading, narrow=True)
         # Files hold what numpy or an exporter wrote by default; float32 is what models take.
         return arrays, replace(reading, narrow=True)
     if path.is_dir():
@@ -139,6 +142,11 @@ def _open(spec: DataSpec) -> tuple[object, _Reading]:
         kinds = ", ".join(SUFFIXES)
         raise DataError(f"{path} is no data that can be read; give an image folder, {kinds}, or 'module:factory'.")
     raise DataError(f"There is no data at {path}{beside(path)}")
+
+
+def _by_key(spec: DataSpec) -> bool:
+    """Whether a spec names parts by keys."""
+    return any(isinstance(key, str) for key in (*(spec.inputs or ()), spec.labels))
 
 
 def _read(data: Any, reading: _Reading) -> ArraySamples | ItemSamples:

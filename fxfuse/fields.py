@@ -15,6 +15,8 @@ from fxfuse.types import Granularity
 
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
+TRANSFORMATIONS = ("shift", "flip", "mix")
+"""Names of :data:`fxfuse.passes.augment.Transformation`, here again so that reading a recipe is quick."""
 
 
 def fraction(value: object) -> object:
@@ -78,9 +80,10 @@ def augment_of(value: object) -> Literal["auto", "none"] | tuple[str, ...]:
     """``auto``, ``none``, or names of transformations."""
     if value == "auto" or value == "none":
         return value
-    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+    if isinstance(value, (list, tuple)) and all(name in TRANSFORMATIONS for name in value):
         return tuple(value)
-    raise ValueError(f"must be 'auto', 'none' or a list of transformations. Got {shown(value)}.")
+    names = ", ".join(TRANSFORMATIONS)
+    raise ValueError(f"must be 'auto', 'none' or a list of transformations ({names}). Got {shown(value)}.")
 
 
 def device_of(value: str) -> str:

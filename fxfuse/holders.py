@@ -34,8 +34,9 @@ class ArraySamples:
         if any(x.ndim == 0 for x in arrays):
             raise DataError(f"{description}: a single number is no array of samples.")
         if len({len(x) for x in arrays}) > 1:
-            shapes = ", ".join(str(tuple(x.shape)) for x in arrays)
-            raise DataError(f"{description}: inputs and labels differ in length (shapes {shapes}).")
+            called = self.names or ("inputs",) * len(self.inputs)
+            sizes = ", ".join(f"{name} {len(x)}" for name, x in zip((*called, "labels"), arrays, strict=False))
+            raise DataError(f"{description}: its arrays differ in their number of samples ({sizes}).")
 
     @property
     def labelled(self) -> bool:

@@ -1,8 +1,8 @@
 """Example inputs for a model that is looked at without data: stated as shapes, or guessed, and then said aloud.
 
 A stated input is ``[name=]sizes[:type]``, sizes separated by commas, the batch first: ``1,3,224,224``,
-``input_ids=1,16:int64``; the type is float32 where it is left out. Floating inputs are standard normal; integers are drawn from 0 and 1, which any vocabulary
-has; booleans are true.
+``input_ids=1,16:int64``; the type is float32 where it is left out. Floating inputs are standard normal; integers are
+drawn from 0 and 1, which any vocabulary has; booleans are true.
 """
 
 import contextlib

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxfuse.data import few_inputs, samples_from
 from fxfuse.data_checks import check
@@ -18,7 +18,7 @@ from fxfuse.errors import DataError, MethodError, RecipeError
 from fxfuse.export import to_onnx
 from fxfuse.fingerprints import data_hashes, fingerprint
 from fxfuse.inputs import Example, guess
-from fxfuse.label_space import class_count, label_space
+from fxfuse.label_space import class_axis, class_count, label_space
 from fxfuse.methods import check_needs
 from fxfuse.numbering import check_named, in_label_space, numbered_alike
 from fxfuse.passes.binding import bind
@@ -112,9 +112,13 @@ def _check_data(
         if samples is None:
             continue
         check(Unlabelled(samples), what=what, at_most=2)
-        for parent in parents:
-            found = _classes(parent, samples)
+        for place, parent in enumerate(parents):
+            outputs = _outputs(parent, samples)
+            found = _classes(outputs, samples)
             classes = found if recipe.submodule is None else None
+            own = None if maps is None else maps[place]
+            if own is not None and recipe.submodule is None:
+                _check_map(parent.name, len(own), outputs)
         if union is not None:
             classes = union.size
         read = samples if union is None else in_label_space(samples, union.names, what)
@@ -128,8 +132,8 @@ def _check_data(
         )
 
 
-def _classes(parent: LoadedParent, samples: Samples) -> int | None:
-    """Between how many classes a parent decides, found by asking it; ``None`` if it does something else."""
+def _outputs(parent: LoadedParent, samples: Samples) -> list[Tensor]:
+    """What a parent answers to two samples, which must be finite."""
     subject = f"parent {parent.name!r}"
     bound = bind(parent.module, few_inputs(samples, 2), subject)
     outputs = answers(outputs_at(parent.module, bound, bound.tensors, subject))
@@ -138,6 +142,21 @@ def _classes(parent: LoadedParent, samples: Samples) -> int | None:
             f"{subject} answers {samples.description} with NaN or infinite values: look at the scale of the data "
             "(`preprocessing`) and at the weights."
         )
+    return outputs
+
+
+def _check_map(name: str, classes: int, outputs: list[Tensor]) -> None:
+    """Raise ``MethodError`` for a label map that is of no output's length."""
+    counts = [y.shape[axis] for y in outputs if (axis := class_axis(tuple(y.shape))) is not None]
+    if counts and classes not in counts:
+        raise MethodError(
+            f"the label map of {name} has {classes} entries, but the network has {' and '.join(map(str, counts))} "
+            "outputs; name their classes in their order, each once."
+        )
+
+
+def _classes(outputs: list[Tensor], samples: Samples) -> int | None:
+    """Between how many classes a parent decides; ``None`` if it does something else."""
     labels = samples.take(torch.arange(2))[1]
     if not outputs or labels is None:
         return None

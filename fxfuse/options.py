@@ -10,6 +10,9 @@ from fxfuse.errors import RecipeError
 if TYPE_CHECKING:
     from fxfuse.recipe import Recipe
 
+NO_RECIPES = (".py", ".pt2", ".pt", ".pth", ".safetensors", ".npz", ".npy", ".onnx")
+"""What may be given by mistake where a recipe is expected."""
+
 
 def recipe_of(path: str | None, options: dict[str, Any]) -> "Recipe":
     """The recipe in a file, or an empty one, with the options that were given put into it.
@@ -17,8 +20,13 @@ def recipe_of(path: str | None, options: dict[str, Any]) -> "Recipe":
     A data source alone is read and preprocessed as the recipe says of its own data (that of the same entry, or else the
     other's); a mapping takes the whole entry's place.
     """
-    from fxfuse.recipe import DataSpec, Recipe, load_recipe, read_alike, resolve
+    from fxfuse.recipe import DataSpec, Recipe, load_recipe, read_alike, resolve, split_source
 
+    if path is not None and (split_source(path)[2] or Path(path).suffix in NO_RECIPES):
+        raise RecipeError(
+            f"{path} is no recipe, which is a YAML file. A parent is named by --parent SOURCE, its weights by "
+            "--weights FILE, data by --calibration."
+        )
     entries = {} if path is None else load_recipe(path).model_dump(exclude_defaults=True)
     if path is None and options["parents"] is None:
         raise RecipeError("There is nothing to fuse: name a recipe, or parents by --parent and --weights.")
@@ -70,6 +78,8 @@ def _classes(text: str) -> list[str | int]:
     if not all(re.fullmatch(r"\d+(-\d+)?", part) for part in parts):
         return list(parts)
     ends = [part.partition("-") for part in parts]
+    if back := [f"{first}-{last}" for first, _, last in ends if last and int(last) < int(first)]:
+        raise RecipeError(f"A range of --labels must go upwards. Got {back[0]}; write other orders out: 3,2,1.")
     return [number for first, _, last in ends for number in range(int(first), int(last or first) + 1)]
 
 

@@ -55,12 +55,29 @@ def evaluate(folder: str | Path, data: DataSpec | str | None = None, device: str
         if not all(bool(x.isfinite().all()) for x in tensors):
             raise DataError(f"{samples.description} has NaN or infinite values; every input must be finite.")
         args, kwargs = arguments(tensors, loaded.keywords)
-        return module(*args, **kwargs)
+        try:
+            return module(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the network's operators raise at such inputs
+            raise DataError(_rejected(folder, samples, tensors, loaded, error)) from error
 
     if not loaded.classes:
         _check_named(samples, loaded)
     figures = score("fused", network, samples, device=where)
     return dataclasses.replace(figures, parameters=parameter_count(module)), samples.description
+
+
+def _rejected(
+    folder: Path, samples: Samples, tensors: tuple[Tensor, ...], loaded: LoadedResult, error: Exception
+) -> str:
+    """Why a result cannot run on inputs of the right shapes: their types, or their values."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    kinds, wanted = (
+        " and ".join(str(x.dtype).removeprefix("torch.") for x in inputs) for inputs in (tensors, loaded.example)
+    )
+    cure = f"it takes {wanted}" if kinds != wanted else "look at their values"
+    return f"{folder} cannot run on {samples.description}, which holds {kinds}: {reason}; {cure}."
 
 
 def export(folder: str | Path, onnx: str | Path) -> OnnxReport:
@@ -97,7 +114,8 @@ def _as_trained(folder: Path, samples: Samples) -> Samples:
 def _check_named(samples: Samples, loaded: LoadedResult) -> None:
     """See :func:`fxfuse.numbering.check_named`."""
     with torch.no_grad():
-        outputs = answers(loaded.module(*loaded.example))
+        args, kwargs = arguments(loaded.example, loaded.keywords)
+        outputs = answers(loaded.module(*args, **kwargs))
     classes = class_count(outputs[0].shape) if outputs else None
     if classes is not None:
         check_named(samples, classes, "data")

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from fxfuse.device import pick_device
-from fxfuse.export import OnnxReport
 from fxfuse.errors import MismatchError
+from fxfuse.export import OnnxReport
 from fxfuse.loading import Inputs, check_onnx_form, check_settings, load_inputs, spelling_hint
 from fxfuse.output import Checkpoint, OutputFolder
 from fxfuse.pipeline import fuse

@@ -81,9 +81,10 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name
     for key in kwargs:
         if key not in known and not loose:
             more = len(kwargs) > 1 and any(other in known for other in kwargs)
-            cure = ". Of data that hold more than the network takes, say by `inputs` what it takes" if more else ""
+            cure = "Of data that hold more than the network takes, say by `inputs` what it takes"
+            cure = cure if more else "Inputs go by the names of its arguments"
             raise DataError(
-                f"{name}: {type(module).__name__}.forward has no argument {key!r}; {nearest(key, known)}{cure}"
+                f"{name}: {type(module).__name__}.forward has no argument {key!r}; {nearest(key, known)}. {cure}"
             )
     try:
         signature.bind(*args, **kwargs)

@@ -200,6 +200,22 @@ def test_array_files_by_spec(tmp_path: Path) -> None:
         assert torch.equal(y, Y)
 
 
+def test_arrays_that_numpy_numbered_are_a_tuple(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", X.numpy(), Y.numpy())
+    samples = samples_from(str(tmp_path / "two.npz"))
+    assert input_names(samples) is None
+    (x,), y = everything(samples)
+    assert torch.equal(x, X)
+    assert y is not None
+    assert torch.equal(y, Y)
+    named = samples_from(DataSpec(source=str(tmp_path / "two.npz"), inputs=("arr_0",), labels=False))
+    assert (input_names(named), named.labelled) == (("arr_0",), False)
+    np.savez(tmp_path / "many.npz", *[np.full((4, 2), i, np.float32) for i in range(12)])
+    inputs, none = everything(samples_from(str(tmp_path / "many.npz")))
+    assert none is None
+    assert [float(x.mean()) for x in inputs] == list(range(12))
+
+
 def test_factories_by_spec(tmp_path: Path) -> None:
     (tmp_path / "make.py").write_text(
         "import torch\ndef batches(n):\n    return ((torch.ones(3, 2), torch.zeros(3).long()) for _ in range(n))\n"
@@ -220,7 +236,7 @@ def test_factories_by_spec(tmp_path: Path) -> None:
         (3, "int given in Python is no data: give a tensor, a data set or an iterable of batches."),
         ([], "list given in Python is empty."),
         (torch.tensor(3.0), "a single number is no array of samples"),
-        ((X, Y[:4]), "inputs and labels differ in length (shapes (10, 3, 4), (4,))"),
+        ((X, Y[:4]), "its arrays differ in their number of samples (inputs 10, labels 4)"),
         ([torch.rand(2, 3), torch.rand(2, 4)], "list given in Python: "),
         ({"labels": Y}, "There is no input"),
         ("/no/such/place", "There is no data at /no/such/place"),

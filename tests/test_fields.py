@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from fxfuse.errors import RecipeError
-from fxfuse.fields import Augment, Cut, Device, Extent, Keys, Labels, Number, Numbers, short
+from fxfuse.fields import TRANSFORMATIONS, Augment, Cut, Device, Extent, Keys, Labels, Number, Numbers, short
+from fxfuse.passes.augment import KNOWN
 from fxfuse.records import Record
 
 
@@ -57,6 +58,7 @@ def test_every_way_of_writing_is_reduced_to_one_form(key: str, written: object, 
         ("extent", [1, 2, 3], "must have 2 or fewer entries"),
         ("extent", 0, "`extent[0]` must be at least 1"),
         ("augment", "flip", "must be 'auto', 'none' or a list"),
+        ("augment", ["rotate"], "a list of transformations (shift, flip, mix)"),
         ("cut", "blok", "must be 'block', 'layer', a number of levels or a list of node names. Got 'blok'."),
         ("cut", 0, "must be 'block'"),
         ("cut", True, "must be 'block'"),
@@ -70,6 +72,10 @@ def test_anything_else_is_refused_by_name(key: str, written: Any, expected: str)
     with pytest.raises(RecipeError) as caught:
         All(**{key: written})
     assert expected in str(caught.value)
+
+
+def test_the_names_of_transformations_are_those_that_there_are() -> None:
+    assert TRANSFORMATIONS == KNOWN
 
 
 def test_short_forms_expand_to_the_main_key_only_for_their_types() -> None:

@@ -23,8 +23,16 @@ def test_weights_go_to_the_parents_in_order() -> None:
 def test_label_maps_go_to_the_parents_in_order() -> None:
     maps = parents_of(["m:f", "m:g"], [], [], ["cat, dog", "0,3-5"])
     assert maps == [{"source": "m:f", "labels": ["cat", "dog"]}, {"source": "m:g", "labels": [0, 3, 4, 5]}]
+    with pytest.raises(RecipeError, match=r"must go upwards\. Got 9-0; write other orders out"):
+        parents_of(["m:f"], [], [], ["0,9-0"])
     with pytest.raises(RecipeError, match="one --labels per --parent"):
         parents_of(["m:f", "m:g"], [], [], ["a,b"])
+
+
+@pytest.mark.parametrize("path", ["net.py", "net.py:build", "torchvision:resnet18", "a.safetensors", "images.npz"])
+def test_what_is_no_recipe_is_told_by_its_name(path: str) -> None:
+    with pytest.raises(RecipeError, match=r"is no recipe, which is a YAML file\. A parent is named by --parent"):
+        recipe_of(path, dict(NONE))
 
 
 def test_an_equals_sign_in_a_call_belongs_to_the_call() -> None:

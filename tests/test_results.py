@@ -8,7 +8,7 @@ import run_cases
 from run_cases import recipe
 
 from fxfuse.errors import DataError, FuseError
-from fxfuse.recipe import DataSpec
+from fxfuse.recipe import DataSpec, ParentSpec, Recipe
 from fxfuse.results import evaluate, export
 from fxfuse.run import RunOutcome, run
 
@@ -78,6 +78,40 @@ def test_named_classes_are_found_by_their_names(place: Path) -> None:
     ]
     assert found[0] == found[1]
     assert 0 < found[0] < 1
+
+
+READER = """
+import torch
+from torch import nn
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens, scale):
+        return self.head(self.inner(self.embed(tokens) * scale[:, None, None]).relu().mean(1))
+"""
+
+
+def test_a_network_that_is_called_by_names_is_measured_by_them(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(READER)
+    tokens = np.arange(40).reshape(8, 5) % 9
+    scale, labels = np.ones((8, 1), np.float32)[:, 0], np.arange(8) % 3
+    np.savez(tmp_path / "data.npz", scale=scale, tokens=tokens, labels=labels)
+    np.savez(tmp_path / "floats.npz", scale=scale, tokens=tokens.astype(np.float32), labels=labels)
+    np.savez(tmp_path / "large.npz", scale=scale, tokens=tokens + 9, labels=labels)
+    spec = DataSpec(source=str(tmp_path / "data.npz"), inputs=("tokens", "scale"))
+    parent = ParentSpec(source=f"{tmp_path / 'net.py'}:Reader")
+    made = run(Recipe(parents=(parent,), method="average", calibration=spec, output=str(tmp_path / "out")))
+    (expected,) = (row for row in made.result.scores if row.name == "fused")
+    figures, _ = evaluate(made.folder, str(tmp_path / "data.npz"))
+    assert figures.accuracy == expected.accuracy
+    with pytest.raises(DataError, match=r"floats.npz, which holds float32 and float32: .*; it takes int64 and float32"):
+        evaluate(made.folder, str(tmp_path / "floats.npz"))
+    with pytest.raises(DataError, match=r"large.npz, which holds int64 and float32: .*; look at their values"):
+        evaluate(made.folder, str(tmp_path / "large.npz"))
 
 
 def test_a_result_is_exported(finished: RunOutcome, tmp_path: Path) -> None:

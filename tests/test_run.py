@@ -15,7 +15,7 @@ from run_cases import recipe, trained_looking
 from safetensors.torch import load_file, save_file
 
 from fxfuse import run as run_module
-from fxfuse.errors import DataError, FuseError, MismatchError, OutputError, WeightsError
+from fxfuse.errors import DataError, FuseError, MethodError, MismatchError, OutputError, WeightsError
 from fxfuse.output import Checkpoint
 from fxfuse.progress import LineProgress
 from fxfuse.provenance import sha256_of
@@ -267,6 +267,24 @@ def test_labels_out_of_range(place: Path, tmp_path: Path, key: str) -> None:
     text = refused(place, DataError, **{key: str(path)})
     assert f"{key} data (labelled.npz): labels must lie in 0..2" in text
     assert "Got 3 at sample 4." in text
+
+
+def test_a_label_map_of_another_length_is_told_as_such(place: Path) -> None:
+    parents = [parent("net.py:Net", f"{name}.safetensors", labels=["cat", "dog"]) for name in "ab"]
+    text = refused(place, MethodError, parents=parents)
+    assert text.startswith("the label map of a has 2 entries, but the network has 3 outputs; name their classes")
+
+
+def test_a_program_beside_a_module_is_told_what_to_do(place: Path, tmp_path: Path) -> None:
+    net = run_cases.build(f"{place / 'net.py'}:Net", {}, "net")[0].eval()
+    batch = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(net, (torch.ones(2, 4),), dynamic_shapes=batch), tmp_path / "p.pt2")
+    program = str(tmp_path / "p.pt2")
+    text = refused(place, MismatchError, parents=[parent(program), GOOD])
+    assert "the graphs of p and a differ" in text
+    assert text.endswith("give it as the weights of the module's source, net.py:Net=p.pt2")
+    done = run(recipe(place, "mixed", method="average", parents=[parent("net.py:Net", program), GOOD]))
+    assert "p: took the weights of the program p.pt2" in done.result.notes
 
 
 def test_a_late_label_is_found_before_the_work(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
