@@ -1,5 +1,9 @@
-"""Room for the largest networks: their weights lie in a file, whose pages the system drops when memory is short."""
+"""Room for the largest networks: their weights lie in a file, whose pages the system drops when memory is short, and
+what is not used any more is given back at once."""
 
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,3 +28,11 @@ def left_in_file(module: M, folder: Path) -> M:
         own[name].data = value
     path.unlink()
     return module
+
+
+def give_back() -> None:
+    """Return memory that nothing uses to the system: graphs and their modules point at one another, and the C library
+    (where it is GNU's) keeps what was freed."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

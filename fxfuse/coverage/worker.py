@@ -5,7 +5,6 @@ interruption from the keyboard reaches both: the one that started it then ends t
 """
 
 import contextlib
-import gc
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ import torch
 from fxfuse.coverage.catalogue import catalogue
 from fxfuse.coverage.checks import COLUMNS, CheckError, Column, Subject
 from fxfuse.coverage.entry import Entry
+from fxfuse.coverage.large import give_back
 from fxfuse.coverage.record import LEFT, Outcome, Record, place
 from fxfuse.errors import FuseError
 from fxfuse.export.tools import first_line
@@ -79,7 +79,7 @@ def run_row(
             record.cells[title] = UNDER_WAY
             record.write(folder)
             record.cells[title] = _cell(column, row)
-            gc.collect()  # graphs and their modules point at one another, and some hold gigabytes
+            give_back()
             record.seconds = round(time.monotonic() - start, 1)
     record.done = True
     record.write(folder)
