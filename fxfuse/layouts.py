@@ -84,7 +84,7 @@ class Merger:
                 continue
             matrix = self._matrix(space, read[position])
             if position in owned:
-                inner = {at: (self._matrices(spaces[at], read[at]), read[at]) for at in owned[position]}
+                inner = {at: (self._matrix(spaces[at], read[at]), read[at]) for at in owned[position]}
                 x = _owned(x, position, dense(matrix), read[position], inner, ones)
             elif read[position] and ones:
                 x = _spread(x, position, matrix.shape[1])
@@ -100,29 +100,26 @@ class Merger:
         there = [at for at, other in enumerate(spaces) if other is not None and other == self.outer[space]]
         return next((at for at in there if path[at].dim == path[position].dim), there[0])
 
-    def _matrix(self, space: int, read: bool) -> Tensor:
-        """The merge matrix of what is written, the unmerge matrix (parent by fused neurons) of what is read."""
-        grouping = self.groupings[space]
-        return (grouping.unmerge if read else grouping.merge)[self.parent]
-
-    def _matrices(self, space: int | None, read: bool) -> Tensor:
-        """Those of a space inside another: for each pair (fused block, parent's block) fused by parent's neurons."""
+    def _matrix(self, space: int | None, read: bool) -> Tensor:
+        """The merge matrix of what is written, the unmerge matrix (parent by fused neurons) of what is read; those of
+        all pairs of blocks for a space inside another."""
         assert space is not None
         grouping = self.groupings[space]
-        return grouping.unmerge[self.parent].permute(1, 0, 3, 2) if read else grouping.merge[self.parent]
+        return (grouping.unmerge if read else grouping.merge)[self.parent]
 
 
 def _owned(
     x: Tensor, at: int, matrix: Tensor, read: bool, inner: Mapping[int, tuple[Tensor, bool]], ones: bool
 ) -> Tensor:
-    """Along an owner's dimension ``at`` and those inside it: matrices and whether they are read, by dimension."""
+    """Along an owner's dimension ``at`` and those inside it: their matrices and whether what is read is, by dimension.
+    Unmerge matrices are the parent's by the fused network's: they are multiplied by transposed."""
     if read:
         matrix = matrix.T
         x = _spread(x, at, matrix.shape[1]) if ones else x
     repeated = [dim for dim, (_, is_read) in inner.items() if is_read and ones]
-    x = multiply_blocks(matrix, [(dim, own) for dim, (own, _) in inner.items() if dim not in repeated], x, at)
+    x = multiply_blocks(matrix, [(dim, *inner[dim]) for dim in inner if dim not in repeated], x, at)
     for dim in repeated:
-        x = _spread(x, dim, inner[dim][0].shape[2])
+        x = _spread(x, dim, inner[dim][0].shape[3])
     return x
 
 
@@ -259,8 +256,8 @@ def permutation_groupings(spaces: Sequence[Space], generator: torch.Generator) -
             out[space.id] = Grouping(space.id, (compact(matrix),), (compact(matrix.T.contiguous()),))
             continue
         blocks = next(s.size for s in spaces if s.id == space.outer)
-        merge = torch.zeros(blocks, blocks, space.size, space.size, dtype=torch.float64)
-        for b in range(blocks):
-            merge[:, b] = torch.eye(space.size, dtype=torch.float64)[torch.randperm(space.size, generator=generator)]
-        out[space.id] = Grouping(space.id, (merge,), (merge.permute(1, 0, 3, 2).contiguous(),))
+        same = torch.eye(space.size, dtype=torch.float64)
+        own = torch.stack([same[torch.randperm(space.size, generator=generator)] for _ in range(blocks)])
+        merge = own.expand(blocks, *own.shape)
+        out[space.id] = Grouping(space.id, (merge,), (merge.permute(1, 0, 3, 2),))
     return out

@@ -5,10 +5,12 @@ one entry at most, multiplying is picking; where a large matrix is sparse, it is
 product. Forms are kept as long as the matrix lives: the same few matrices merge thousands of values.
 
 Large and nearly empty matrices are themselves kept as torch's sparse tensors (:func:`compact`): a grouping of two times
-5,120 neurons takes a third of a megabyte instead of 420.
+5,120 neurons takes a third of a megabyte instead of 420. Of the matrices of a space inside another, ``A x B x m x n``,
+only those of the pairs (fused block, parent's block) that belong together are kept.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +76,38 @@ class _Dense:
 
 def compact(matrix: Tensor) -> Tensor:
     """The same matrix, sparse (COO) where it is large and nearly empty."""
-    if matrix.ndim != 2 or matrix.numel() < LARGE or int(matrix.count_nonzero()) * SPARSE > matrix.numel():
+    if matrix.is_sparse or matrix.ndim != 2 or matrix.numel() < LARGE:
+        return matrix
+    if int(matrix.count_nonzero()) * SPARSE > matrix.numel():
         return matrix
     return matrix.to_sparse(2).coalesce()
+
+
+def blocks(pairs: Mapping[tuple[int, int], Tensor], shape: tuple[int, int, int, int]) -> Tensor:
+    """The matrices ``A x B x m x n`` (float64) with these (``m x n``) at their pairs ``(a, b)`` and zeros elsewhere;
+    sparse in the pairs where that saves half of a large tensor."""
+    if math.prod(shape) >= LARGE and 2 * len(pairs) <= shape[0] * shape[1]:
+        places = torch.tensor(sorted(pairs), dtype=torch.long).reshape(-1, 2).T
+        values = [pairs[a, b] for a, b in sorted(pairs)]
+        entries = torch.stack(values).double() if values else torch.zeros(0, *shape[2:], dtype=torch.float64)
+        return torch.sparse_coo_tensor(places, entries, shape, check_invariants=False, is_coalesced=True)
+    out = torch.zeros(shape, dtype=torch.float64)
+    for place, value in pairs.items():
+        out[place] = value
+    return out
+
+
+def blocks_at(matrices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The matrices of some pairs, ``K x m x n``."""
+    if not matrices.is_sparse:
+        return matrices[rows, columns]
+    matrices = matrices.coalesce()
+    (there, where), values = matrices.indices(), matrices.values()
+    known, wanted = there * matrices.shape[1] + where, rows * matrices.shape[1] + columns  # sorted, for it is coalesced
+    if not len(known):
+        return values.new_zeros(len(wanted), *values.shape[1:])
+    at = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    return values[at].masked_fill((known[at] != wanted)[:, None, None], 0.0)
 
 
 def dense(matrix: Tensor) -> Tensor:
@@ -99,20 +130,22 @@ def multiply(matrix: Tensor, x: Tensor, dim: int, *, transposed: bool = False) -
     return form.times(x, dim)
 
 
-def multiply_blocks(outer: Tensor, inner: Sequence[tuple[int, Tensor]], x: Tensor, at: int) -> Tensor:
+def multiply_blocks(outer: Tensor, inner: Sequence[tuple[int, Tensor, bool]], x: Tensor, at: int) -> Tensor:
     """Along an owner's dimension ``at`` and those that it owns, each with its matrices ``A x B x m x n``:
 
         y[a, i, ..] = sum_b outer[a, b] sum_j inner[a, b, i, j] x[b, j, ..]
 
-    Pairs ``(a, b)`` without an entry cost nothing.
+    Where it is said that they are transposed, the matrices are ``inner[b, a, j, i]``. Pairs ``(a, b)`` without an
+    entry cost nothing.
     """
     fused, own = outer.nonzero(as_tuple=True)
     if not len(fused):  # a parent of which nothing is taken: one pair of weight zero gives the shape
         fused = own = torch.zeros(1, dtype=torch.long, device=outer.device)
     pairs = x.movedim(at, 0).index_select(0, own.to(x.device))
-    for dim, matrices in inner:
+    for dim, matrices, transposed in inner:
         moved = pairs.movedim(dim + (dim < at), 1)
-        moved = torch.einsum("kij,kj...->ki...", matrices[fused, own].to(x.device, x.dtype), moved)
+        chosen = blocks_at(matrices, own, fused).mT if transposed else blocks_at(matrices, fused, own)
+        moved = torch.einsum("kij,kj...->ki...", chosen.to(x.device, x.dtype), moved)
         pairs = moved.movedim(1, dim + (dim < at))
     share = torch.zeros(len(outer), len(fused), dtype=outer.dtype, device=outer.device)
     share[fused, torch.arange(len(fused))] = outer[fused, own]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fxfuse.errors import DataError, GraphError, MethodError
+from fxfuse.matrices import blocks
 from fxfuse.passes.solvers.average import identity
 from fxfuse.passes.solvers.blocks import as_blocks, member_statistics, outer_statistics
 from fxfuse.passes.solvers.table import Solver, SolverName, check_options, find_solver
@@ -137,13 +138,11 @@ class _Task:
         """Group an inner space within every fused block of ``outer``: the matrices have four dimensions."""
         stats = self._statistics.get(space.id)
         target, widths = self._targets[space.id], self._widths[space.id]
-        blocks = len(outer.merge[0])
-        merge = [torch.zeros(blocks, m.shape[1], target, n).double() for m, n in zip(outer.merge, widths, strict=True)]
-        unmerge = [
-            torch.zeros(m.shape[1], blocks, n, target).double() for m, n in zip(outer.merge, widths, strict=True)
-        ]
+        count, parents = len(outer.merge[0]), len(widths)
+        merge: list[dict[tuple[int, int], Tensor]] = [{} for _ in range(parents)]
+        unmerge: list[dict[tuple[int, int], Tensor]] = [{} for _ in range(parents)]
         lost, whole = 0.0, 0.0
-        for a in range(blocks):
+        for a in range(count):
             members, shares = _members(outer, a)
             total = sum(shares)
             if stats is None:
@@ -157,7 +156,13 @@ class _Task:
                     merge[p][a, b] = m * (total / share)
                 unmerge[p][b, a] = u
         error = lost / whole if whole > 0 else (None if stats is None else 0.0)
-        return Grouping(space.id, tuple(merge), tuple(unmerge), error)
+        sizes = [(m.shape[1], n) for m, n in zip(outer.merge, widths, strict=True)]
+        return Grouping(
+            space.id,
+            tuple(blocks(own, (count, b, target, n)) for own, (b, n) in zip(merge, sizes, strict=True)),
+            tuple(blocks(own, (b, count, n, target)) for own, (b, n) in zip(unmerge, sizes, strict=True)),
+            error,
+        )
 
     def _solve_block(
         self, space: Space, stats: SpaceStatistics, members: list[tuple[int, int]], weights: list[float], a: int

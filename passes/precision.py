@@ -8,7 +8,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 _WIDER = {
     torch.float32: torch.float64,
@@ -28,9 +28,9 @@ def widened(x: Tensor) -> Tensor:
 
 def doubled(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of ``module`` that computes in double precision whatever types its graph names."""
-    twin = copy.deepcopy(module)
-    with torch.no_grad():  # a buffer may require gradients
-        twin._apply(widened)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    wide: dict[int, Any] = {id(p): nn.Parameter(_own(p), p.requires_grad) for p in module.parameters()}
+    wide |= {id(b): _own(b) for b in module.buffers()}
+    twin = copy.deepcopy(module, wide)  # what is in ``wide`` is not copied in single precision first
     for node in twin.graph.nodes:
         node.args, node.kwargs = (fx.node.map_aggregate(tree, _wider) for tree in (node.args, node.kwargs))
         if node.op == "call_method":
@@ -39,6 +39,10 @@ def doubled(module: fx.GraphModule) -> fx.GraphModule:
             node.kwargs = {**node.kwargs, "dtype": torch.float64}
     twin.recompile()
     return twin
+
+
+def _own(x: Tensor) -> Tensor:
+    return x.detach().to(_WIDER.get(x.dtype, x.dtype), copy=True)
 
 
 def _takes_the_default(node: fx.Node) -> bool:

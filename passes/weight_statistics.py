@@ -160,7 +160,7 @@ def _framed(
         known = frames.outer[number] is None and (not inner or numbers.count(number) == 1)
         if known and all(side is not None for side in sides):
             matrices = [side.to(x.dtype) for side in sides if side is not None]
-            own = list(zip(inner, matrices[1:], strict=True))
+            own = [(j, matrix, False) for j, matrix in zip(inner, matrices[1:], strict=True)]
             x = multiply_blocks(matrices[0], own, x, i) if inner else multiply(matrices[0], x, i)
         elif foreign == "skip":
             return None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fxfuse import matrices
-from fxfuse.matrices import compact, dense, multiply
+from fxfuse.matrices import blocks, blocks_at, compact, dense, multiply, multiply_blocks
 
 
 def groups(rows: int, columns: int) -> Tensor:
@@ -81,3 +81,32 @@ def test_compact_multiplies_bit_for_bit_alike(name: str, transposed: bool) -> No
     assert torch.equal(dense(small), matrix)
     x = torch.rand(2, matrix.shape[0 if transposed else 1], 3, dtype=torch.float64)
     assert torch.equal(multiply(small, x, 1, transposed=transposed), multiply(matrix, x, 1, transposed=transposed))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_blocks_are_kept_by_their_pairs_and_multiply_as_the_whole_does(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrices, "LARGE", 1 if large else 1 << 30)
+    generator = torch.Generator().manual_seed(3)
+    pairs = {(a, b): torch.randn(3, 2, generator=generator) for a, b in ((1, 4), (0, 2), (3, 0), (1, 1))}
+    found = blocks(pairs, (4, 5, 3, 2))
+    assert found.is_sparse == large
+    whole = torch.zeros(4, 5, 3, 2, dtype=torch.float64)
+    for place, matrix in pairs.items():
+        whole[place] = matrix
+    assert torch.equal(dense(found), whole)
+    some = torch.tensor([[1, 3, 2, 0], [4, 0, 0, 1]])
+    assert torch.equal(blocks_at(found.float(), *some), whole.float()[some[0], some[1]])
+    outer = (whole.flatten(2).abs().sum(2) > 0) * torch.rand(4, 5, generator=generator, dtype=torch.float64)
+    x = torch.randn(7, 5, 2, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("ab,abij,sbj->sai", outer, whole, x)
+    torch.testing.assert_close(multiply_blocks(outer, [(2, found, False)], x, 1), expected)
+    turned = blocks({(b, a): matrix.T for (a, b), matrix in pairs.items()}, (5, 4, 2, 3))
+    torch.testing.assert_close(multiply_blocks(outer, [(2, turned, True)], x, 1), expected)
+
+
+def test_blocks_of_no_pair() -> None:
+    found = blocks({}, (64, 64, 8, 8))
+    assert found.is_sparse
+    assert not blocks_at(found, torch.tensor([3]), torch.tensor([5])).any()
