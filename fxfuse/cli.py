@@ -1,8 +1,9 @@
 """The command line: a thin layer over ``run``, ``inspect`` and the other edges.
 
 Every ``FuseError`` becomes one line ``error: ...`` on standard error and exit status 2, an interruption status 130 and
-a line that says how to go on. Results go to standard output, progress and notes to standard error. Everything heavy is
-imported by the command that needs it, so that help is there at once.
+a line that says how to go on; an error that nobody foresaw becomes one line too, with its place. Results go to standard
+output, progress and notes to standard error. Everything heavy is imported by the command that needs it, so that help is
+there at once.
 """
 
 import shlex
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130, "")
     except ClickError as error:
         return _fail(_usage(error))
+    except Exception as error:  # nothing that was foreseen: a mistake in fxfuse, or memory that ran out
+        if debug:
+            raise
+        return _fail(_unforeseen(error))
     if status == 130:  # newer versions of typer turn Ctrl-C into this
         return _fail("interrupted", 130, "")
     return status if isinstance(status, int) else 0
@@ -62,6 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: str, status: int = 2, prefix: str = "error: ") -> int:
     print(f"{prefix}{message}", file=sys.stderr)
     return status
+
+
+def _unforeseen(error: Exception) -> str:
+    """An error that nobody turned into a sentence, in one line that says what to do about it."""
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+        return (
+            "memory ran out: give fewer or smaller samples, a smaller --batch-size, or --device cpu; docs/guide.md "
+            "says what else there is (memory runs out)."
+        )
+    from fxfuse.factories import line_of
+
+    words = " ".join(str(error).split())[:300]
+    return (
+        f"{kind} at {line_of(error)}: {words}. This was not foreseen: it may be a mistake in fxfuse; "
+        "--debug shows the traceback, which a report should have."
+    )
 
 
 def _usage(error: Any) -> str:

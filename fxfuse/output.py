@@ -38,9 +38,18 @@ class Checkpoint:
         self.folder = folder
 
     def save(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-        """Keep tensors and JSON values under ``key``, in place of what was there; on the disk when this returns."""
+        """Keep tensors and JSON values under ``key``, in place of what was there; on the disk when this returns.
+
+        Raises ``OutputError`` where it cannot be written.
+        """
         own = {name: value.detach().to("cpu").contiguous().clone() for name, value in tensors.items()}
-        write_atomically(self._path(key), save(own, {"key": key, "meta": json.dumps(dict(meta or {}))}))
+        try:
+            write_atomically(self._path(key), save(own, {"key": key, "meta": json.dumps(dict(meta or {}))}))
+        except OSError as error:
+            raise OutputError(
+                f"The state of the run cannot be written to {self.folder}: {error.strerror or error}; what was "
+                "finished before is kept, --resume goes on with it."
+            ) from error
 
     def load(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was saved under ``key``, on the CPU, or ``None``. Raises ``OutputError`` for a damaged file."""

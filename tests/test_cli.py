@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -257,6 +258,26 @@ def test_an_output_folder_must_be_named(capsys: Captured, tmp_path: Path) -> Non
     file = tmp_path / "r.yaml"
     file.write_text("parents: [net.py:Net]\n")
     assert "There is no output folder: name one by --out" in fails(capsys, "fuse", str(file))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ZeroDivisionError("by nought"), "ZeroDivisionError at .*test_cli.py:[0-9]+: by nought. This was not foreseen"),
+        (MemoryError(), "^error: memory ran out: give fewer or smaller samples"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate"), "^error: memory ran out"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_too(
+    error: Exception, words: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fxfuse.inspection.inspect", breaks)
+    assert re.search(words, fails(capsys, "inspect", "net.py:Net"))
+    with pytest.raises(type(error)):
+        main(["inspect", "net.py:Net", "--debug"])
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -6,7 +6,7 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
@@ -163,6 +163,20 @@ def test_safetensors_hold_tied_weights_under_every_name(tmp_path):
         words = file.metadata()
     assert words["seed"] == "0"
     assert json.loads(words["tied"]) == [["one.weight", "two.weight"]]
+
+
+def test_weights_are_written_whole_with_the_usual_permissions_or_not_at_all(tmp_path, monkeypatch):
+    network = nn.Linear(3, 2)
+    (tmp_path / "usual").touch()
+    assert to_safetensors(network, tmp_path / "w").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("fxfuse.export.weights_file.save_file", full)
+    with pytest.raises(OutputError, match=r"cannot write .*other: I/O error: No space left"):
+        to_safetensors(network, tmp_path / "other")
+    assert {file.name for file in tmp_path.iterdir()} == {"usual", "w"}
 
 
 def test_state_that_is_no_tensor_is_refused(tmp_path):

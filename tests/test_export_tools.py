@@ -1,11 +1,12 @@
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from fxfuse.errors import OutputError
-from fxfuse.export.tools import at_least_two, batched, differences, first_line, random_inputs, staged
+from fxfuse.export.tools import Sink, at_least_two, batched, differences, first_line, random_inputs, staged
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -63,6 +64,22 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
     with pytest.raises(OutputError, match="cannot write"), staged(tmp_path / "none" / "m.onnx"):
         pass
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no file of the system that is always full")
+def test_a_full_disk_is_told_when_the_file_is_closed(tmp_path):
+    sink = Sink(Path("/dev/full"))
+    assert [sink.write(memoryview(bytes(1 << 20))) for _ in range(2)] == [1 << 20] * 2
+    sink.seek(0)
+    with pytest.raises(OutputError, match=r"cannot write .*model\.pt2: No space left"), staged(tmp_path / "model.pt2"):
+        sink.close()
+    assert not list(tmp_path.iterdir())
+    with Sink(tmp_path / "whole") as sink:
+        sink.write(b"abd")
+        assert sink.seek(2) == 2
+        sink.write(b"c")
+    sink.close()
+    assert (tmp_path / "whole").read_bytes() == b"abc"
 
 
 def test_the_first_line_has_no_colours_and_never_is_empty():

@@ -165,6 +165,11 @@ def test_checkpoints_keep_types_views_and_awkward_keys(tmp_path: Path) -> None:
     assert len(store) == 2
 
 
+def test_a_state_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written to .*gone: No such file or directory; what was finished"):
+        Checkpoint(tmp_path / "gone").save("level 0", {"a": torch.ones(1)})
+
+
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     store = Checkpoint(tmp_path)
     store.save("a", {})

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from fxfuse.errors import ExportError
 from fxfuse.export.tools import (
+    Sink,
     arguments,
     at_least_two,
     batched,
@@ -44,7 +45,8 @@ def to_pt2(module: Source, example: tuple[Tensor, ...], path: str | Path, *, key
     example = at_least_two(example)
     with staged(path) as temporary:
         with quiet():
-            torch.export.save(program, temporary)
+            with Sink(temporary) as sink:
+                torch.export.save(program, sink)
             reloaded = torch.export.load(temporary).module()
         inputs = random_inputs(example, 3, torch.Generator().manual_seed(0))
         by_name = keywords_of(program)

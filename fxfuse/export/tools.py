@@ -141,6 +141,52 @@ def staged(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class Sink(io.RawIOBase):
+    """A file to write whose first failure is raised when it is closed, not when it happens: torch's archives are
+    written by C++, which ends the whole process where a write fails."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write as long as it goes well; all of ``data`` counts as written."""
+        if self._error is None:
+            try:
+                self._stream.write(data)
+            except OSError as error:
+                self._error = error
+        return memoryview(data).nbytes
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Where nothing can be written, nothing needs to be found."""
+        try:
+            return self._stream.seek(offset, whence)
+        except OSError as error:  # moving writes what is still in memory
+            self._error = self._error or error
+            return 0
+
+    def close(self) -> None:
+        """Close the file. Raises the first ``OSError`` that there was."""
+        if self.closed:
+            return
+        super().close()
+        try:
+            self._stream.close()
+        except OSError as error:
+            self._error = self._error or error
+        if self._error is not None:
+            raise self._error
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporters' warnings, log lines and prints: they speak of torch's inside, not of the network."""

@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fxfuse.errors import ExportError
+from fxfuse.errors import ExportError, OutputError
 from fxfuse.export.programs import Source
-from fxfuse.export.tools import staged
+from fxfuse.export.tools import first_line, staged
 
 CLASSES_KEY = "fxfuse.classes"
 """Where a file's metadata, ONNX or safetensors, holds the names of the classes."""
@@ -39,5 +40,11 @@ def to_safetensors(module: Source, path: str | Path, metadata: Mapping[str, str]
     tied = [names for names in owners.values() if len(names) > 1]
     words = {**(metadata or {}), "format": "pt", **({"tied": json.dumps(tied)} if tied else {})}
     with staged(path) as temporary:
-        save_file(tensors, temporary, metadata=words)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(tensors, temporary, metadata=words)
+        except SafetensorError as error:  # which the system's errors come as
+            raise OutputError(f"cannot write {path}: {first_line(error)}") from error
+        temporary.chmod(mode)  # the library gives its files to their owner alone
     return path
