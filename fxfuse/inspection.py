@@ -35,7 +35,7 @@ def inspect(
     """
     if inputs and data is not None:
         raise RecipeError("The inputs must be given by --input or by --data, not by both.")
-    recipe = Recipe(parents=(spec,), calibration=data, **settings)
+    recipe = Recipe(parents=(spec,), **{**settings, "calibration": data})
     parent, name = load_parent(spec), parent_name(spec)
     guessed: str | None = None
     example: Example

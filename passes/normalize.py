@@ -55,12 +55,13 @@ def normalize(module: fx.GraphModule, example: tuple[Tensor, ...]) -> tuple[str,
     """
     if PROBE not in module.meta:
         probe(module, example)
-    notes = []
+    done = []
     for name, run in PASSES:
         changes = run(module)
         module.graph.lint()
         if changes:
-            notes.append(f"{name}: {changes}")
+            done.append(f"{name} ({changes})")
+    notes = [f"the graph was brought into one form: {', '.join(done)}"] if done else []
     notes.extend(unfollowed(module))
     module.recompile()
     return tuple(notes)

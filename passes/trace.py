@@ -114,7 +114,8 @@ def trace(
         except Exception as error:  # front ends and the user's code raise anything; the next front end may do better
             failures[attempt.__name__] = describe(error)
             continue
-        notes = (*bound.notes, *ours, *_listed(failures), *program.notes)
+        tried = (f"tried first and not taken, {reason}" for reason in _listed(failures))
+        notes = (*bound.notes, *ours, *tried, *program.notes)
         example = tuple(x.detach().clone() for x in at_batch(bound.tensors, max(2, bound.tensors[0].shape[0])))
         return Program(name, program.module, example, program.front_end, notes, bound.keywords)
     _check_repeats(twin, bound, inputs[0], expected[0], name)

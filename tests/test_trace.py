@@ -180,6 +180,16 @@ def test_a_mapping_binds_by_name_and_the_rest_takes_its_default(front_end):
     assert set(out) == {"logits", "hidden"}
 
 
+def test_what_was_done_to_the_graph_is_one_note():
+    class Untidy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu_().add_(1)
+
+    notes = trace(Untidy(3, 2), torch.randn(2, 3)).notes
+    (note,) = (note for note in notes if note.startswith("the graph was brought into one form: "))
+    assert "in-place operators made functional (2)" in note
+
+
 def test_one_sample_is_repeated_and_said():
     program = trace(nn.Linear(3, 2), torch.randn(1, 3))
     assert program.example[0].shape == (2, 3)

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def to_pt2(module: Source, example: tuple[Tensor, ...], path: str | Path, *, key
     with staged(path) as temporary:
         with quiet():
             with Sink(temporary) as sink:
-                torch.export.save(program, sink)
+                torch.export.save(program, cast("IO[bytes]", sink))
             reloaded = torch.export.load(temporary).module()
         inputs = random_inputs(example, 3, torch.Generator().manual_seed(0))
         by_name = keywords_of(program)
