@@ -12,10 +12,11 @@ import dataclasses
 import functools
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.fx._symbolic_trace as fx_internals
 import torch.nn.functional as F
@@ -205,6 +206,10 @@ class ValueTracer(fx.Tracer):
             node.meta[PROBE] = self.prober.node(self.root, node)
         return node
 
+    def create_arg(self, a: Any) -> Any:
+        """Numbers of numpy's are Python's."""
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers as nodes, except while a probe is being computed."""
         if self.prober.busy:
@@ -279,12 +284,14 @@ class ValueTracer(fx.Tracer):
 
 
 def _returned(value: Any) -> Any:
-    """Records of a class of the user's as dictionaries: a graph returns no other classes."""
+    """Records and mappings of a class of the user's as dictionaries: a graph returns no other classes."""
+    if isinstance(value, Mapping):
+        return {key: _returned(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _returned(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if type(value) in (tuple, list):
         return type(value)([_returned(item) for item in value])
-    return {key: _returned(item) for key, item in value.items()} if type(value) is dict else value
+    return value
 
 
 def _is_tensor(value: Any) -> bool:
@@ -327,6 +334,9 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
             if original is as_tensor and _is_tensor(args[0]):  # of a tensor it is a change of type, and of no device
                 dtype = kwargs.get("dtype", args[1] if len(args) > 1 else None)
                 return args[0] if dtype is None else args[0].to(dtype)
+            if args and isinstance(args[0], np.ndarray):  # a constant, whatever proxy says where it shall lie
+                kept = {key: value for key, value in kwargs.items() if key != "device"}
+                return original(*args, **{k: v.concrete() if isinstance(v, ValueProxy) else v for k, v in kept.items()})
             if original in numeric:
                 args = tuple(_number(a) for a in args)
             return tracer.create_proxy(kind, target, args, kwargs)

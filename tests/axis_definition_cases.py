@@ -73,3 +73,39 @@ case(
     lambda n, x: n.b(x) * (F.pad(n.u.view(6, 4).t(), (1, 2)) * n.w.view(4, 9)).sin().sum(),
     b=L(5, 3), u=(24,), w=(36,),
 )  # fmt: skip
+PUT = torch.ops.aten.index_put.default
+case(
+    "one number behind a mask", "8", VECTOR, lambda n, x: n.b(PUT(n.a(x), [n.a(x) > 1], x[0, 0])), a=L(5, 8), b=L(8, 3)
+)
+case(
+    "one row behind a mask", "8", TOKENS, lambda n, x: n.b(PUT(n.a(x), [x[..., 0] > 0], n.w)), a=L(5, 8), w=(8,),
+    b=L(8, 3),
+)  # fmt: skip
+case(
+    "neurons behind a mask", "8", TOKENS, lambda n, x: n.b(PUT(n.a(x), [None, None, n.w > 0], n.v)), a=L(5, 8), w=(8,),
+    v=(6, 1), b=L(8, 3),
+)  # fmt: skip
+case(
+    "rows one after the other behind a mask", "8", TOKENS,
+    lambda n, x: n.b(PUT(n.a(x), [None, torch.arange(6) % 3 == 0], n.w)), a=L(5, 8), w=(2, 8), b=L(8, 3),
+)  # fmt: skip
+case(
+    "numbers one after the other behind a mask", "", VECTOR,
+    lambda n, x: n.b(PUT(n.a(x), [None, torch.arange(8) % 3 == 0], n.w)), a=L(5, 8), w=(3,), b=L(8, 3),
+)  # fmt: skip
+case(
+    "one of a list by position", "8 9", VECTOR, lambda n, x: n.b(n.c(x) * n.w.take(n.a(x).argmax(1))[:, None]),
+    a=L(5, 9), w=(9,), c=L(5, 8), b=L(8, 3),
+)  # fmt: skip
+case(
+    "one of a matrix by its place", "8", VECTOR, lambda n, x: n.b(n.c(x) * n.w.take(n.a(x).argmax(1))[:, None]),
+    a=L(5, 9), w=(3, 3), c=L(5, 8), b=L(8, 3),
+)  # fmt: skip
+case(
+    "put by place", "", VECTOR, lambda n, x: n.b(n.a(x) + n.w.put(torch.tensor([0, 3]), n.v)), a=L(5, 8), w=(8,), v=(2,),
+    b=L(8, 3),
+)  # fmt: skip
+case(
+    "a histogram of all", "8", VECTOR, lambda n, x: n.b(x) + n.c(torch.histc(n.a(x), 4, -2, 2)), a=L(5, 8), b=L(5, 3),
+    c=L(4, 3),
+)  # fmt: skip

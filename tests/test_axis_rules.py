@@ -1,6 +1,8 @@
 """Every entry of the operator table: permuting all spaces changes nothing, and no space is missing."""
 
 import ast
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import axis_cases
@@ -10,7 +12,7 @@ import axis_token_cases
 import pytest
 import torch
 from axis_nets import Net, Net2, check, found, program, tensor
-from torch import nn
+from torch import Tensor, nn
 
 from fxfuse.layouts import spaces_in
 from fxfuse.passes.axes import axes
@@ -116,6 +118,69 @@ def test_a_rule_of_ones_own_frees_what_an_unknown_operator_pins() -> None:
         assert permutation_error(p, after) < 1e-10
     finally:
         del RULES["fxfuse_test::double"]
+
+
+def _in_runs(a: Tensor, b: Tensor, offs: Tensor) -> Tensor:
+    """``torch.nn.functional.grouped_mm`` by its definition: its kernels do not know float64."""
+    runs = list(pairwise([0, *offs.tolist()]))
+    if a.ndim == b.ndim:
+        return torch.stack([a[:, i:j] @ b[i:j] for i, j in runs])
+    if a.ndim == 2:
+        return torch.cat([a[i:j] @ w for (i, j), w in zip(runs, b, strict=True)])
+    return torch.cat([w @ b[:, i:j] for (i, j), w in zip(runs, a, strict=True)], 1)
+
+
+@pytest.fixture(scope="module")
+def grouped_mm() -> Iterator[torch.library.CustomOpDef]:
+    operator = torch.library.custom_op("fxfuse_tests::grouped_mm", _in_runs, mutates_args=())
+    operator.register_fake(lambda a, b, offs: a.new_empty(*offs.shape * (a.ndim == b.ndim), a.shape[-2], b.shape[-1]))
+    axis_rule("fxfuse_tests::grouped_mm")(RULES["aten::_grouped_mm"])
+    yield operator
+    del RULES["fxfuse_tests::grouped_mm"]
+
+
+def test_experts_that_each_take_a_run_of_rows_share_their_hidden_order(grouped_mm: torch.library.CustomOpDef) -> None:
+    """The gate's positions are sorted by value: experts keep their order, the stream and the hidden width do not."""
+
+    def body(n: Net, x: Tensor) -> Tensor:
+        h = n.e(x).flatten(0, 1)
+        share, chosen = n.g(h).softmax(-1).topk(2)
+        expert, order = chosen.flatten().sort()
+        offsets = torch.searchsorted(expert, torch.arange(4), right=True, out_int32=True)
+        gate, up = grouped_mm(h[order // 2], n.u.mT, offsets).chunk(2, 1)
+        y = grouped_mm(gate.sigmoid() * up, n.d.mT, offsets) * share.flatten()[order, None]
+        return n.b(y[order.argsort()].unflatten(0, (-1, 2)).sum(1))
+
+    net = Net(
+        body,
+        e=nn.Linear(5, 8), g=nn.Linear(8, 4), u=(4, 32, 8), d=(4, 8, 16), b=nn.Linear(8, 3),
+    )  # fmt: skip
+    result = check(net, tensor(6, 5))
+    assert not result.opaque
+    assert found(result) == "16 8 8"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("columns in runs", "4 8"), ("what is summed in runs", "8 6"), ("no runs", "2 2*8")],
+)
+def test_products_in_runs(name: str, expected: str, grouped_mm: torch.library.CustomOpDef) -> None:
+    ends = torch.tensor([2, 6], dtype=torch.int32)
+    if name == "columns in runs":  # 2 matrices of 4 x 8, and 6 columns, of which 2 and then 4 meet one of them
+        net = Net(lambda n, x: n.b(grouped_mm(n.w, n.a(x).mT[0], ends).mT), w=(2, 4, 8), a=nn.Linear(5, 8),
+                  b=nn.Linear(4, 3))  # fmt: skip
+    elif name == "what is summed in runs":
+        net = Net(lambda n, x: n.b(grouped_mm(n.a(x)[0].mT, n.c(x)[0], ends).mT).sum((0, 1)), a=nn.Linear(5, 8),
+                  c=nn.Linear(5, 6), b=nn.Linear(8, 3))  # fmt: skip
+    else:
+        net = Net(lambda n, x: n.b(torch._grouped_mm(n.a(x).view(-1, 2, 8).transpose(0, 1), n.w).sum(0)), w=(2, 8, 8),
+                  a=nn.Linear(5, 16), b=nn.Linear(8, 3))  # fmt: skip
+        result = axes(program(net, tensor(5)))
+        assert not result.opaque
+        return
+    result = check(net, tensor(6, 5))
+    assert found(result) == expected
+    assert not result.opaque
 
 
 def test_an_operator_that_cannot_run_without_data_is_opaque_once() -> None:

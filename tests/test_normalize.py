@@ -2,6 +2,7 @@
 
 import operator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,32 @@ def test_a_constant_that_is_written_with_data_is_not_folded():
     state = {"layer": nn.Linear(4, 4)}
     model, module = traced(forward, torch.randn(2, 4), state=state, front_end="auto")
     x = torch.randn(5, 4)
+    assert torch.allclose(model(x), module(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_method_whose_tensor_is_the_functions_second_argument(named):
+    def forward(self, x):
+        y = self.layer(x)
+        y = y.where(condition=y > 0, other=x) if named else y.where(y > 0, x)
+        return y + y.exp().polygamma(1)
+
+    model, module = traced(forward, torch.randn(2, 4), state={"layer": nn.Linear(4, 4)})
+    x = torch.randn(5, 4)
+    assert torch.allclose(model(x), module(x), atol=1e-6)
+    assert {torch.where, torch.polygamma} <= set(targets(module))
+
+
+def test_numbers_and_tables_of_numpy_are_constants():
+    def forward(self, x):
+        step = np.lcm(2, 3)
+        if x.shape[1] % step != 0:
+            raise ValueError(step)
+        table = torch.tensor(np.arange(6) / step, dtype=x.dtype, device=x.device)
+        return self.layer(x * table)[:, : np.int64(4)] * np.float32(0.5)
+
+    model, module = traced(forward, torch.randn(2, 6), state={"layer": nn.Linear(6, 6)})
+    x = torch.randn(5, 6)
     assert torch.allclose(model(x), module(x), atol=1e-6)
 
 

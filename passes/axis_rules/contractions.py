@@ -82,6 +82,27 @@ def addmm(call: Call) -> Dims:
     return broadcast([out, call.dims(0)])
 
 
+@axis_rule("_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped(call: Call) -> Dims:
+    """A matrix for every run of indices: ``y[s] = x[s] W[run of s]``. Offsets say where runs end, so the matrices, and
+    what is cut into runs, keep their order; all matrices share that of what is summed and of what comes out."""
+    (left, right), offsets = call.args[:2], call.named("offs")
+    if offsets is None:
+        return _matmul(call, left, right)
+    a, b = call.dims(0), call.dims(1)
+    if len(a) == len(b):
+        cut, out = a[-1], [fresh(call.shape()[0], pinned=True), a[-2], b[-1]]
+    else:
+        cut, out = a[-2] if len(a) == 2 else b[-1], [a[-2], b[-1]]
+    matrices = [dims[0] for dims in (a, b) if len(dims) == 3]
+    for dim in (cut, *matrices, *call.of(offsets)):
+        pin(dim)
+    call.join(a[-1], b[-2])
+    call.product(left, a[-1], right, b[-2])
+    free_of(out, [a[-1], *matrices])
+    return [expand(dim) for dim in out]
+
+
 @axis_rule("outer", "ger")
 def outer(call: Call) -> Dims:
     """Every pair."""
@@ -183,8 +204,7 @@ def cdist(call: Call) -> Dims:
     """Distances between rows: the features are summed over."""
     a, b = call.dims(0), call.dims(1)
     call.join(a[-1], b[-1])
-    call.contract(call.args[0], a[-1])
-    call.contract(call.args[1], b[-1])
+    call.product(call.args[0], a[-1], call.args[1], b[-1])
     out = [*broadcast([a[:-2], b[:-2]]), a[-2], b[-2]]
     free_of(out, [a[-1], b[-1]])
     return out
@@ -315,8 +335,7 @@ def attention(call: Call) -> Dims:
     batch = broadcast([q[:-2], k[:-2], v[:-2]])
     call.join(q[-1], k[-1], list(zip(q[-3::-1], k[-3::-1], strict=False)))
     call.join(k[-2], v[-2], list(zip(k[-3::-1], v[-3::-1], strict=False)))
-    call.contract(call.args[0], q[-1])
-    call.contract(call.args[1], k[-1])
+    call.product(call.args[0], q[-1], call.args[1], k[-1])
     if call.named("enable_gqa") and len(q) > call.args[0].ndim:
         batch = [*batch[:-2], [*batch[-2], *batch[-1]]]
     mask = call.named("attn_mask")

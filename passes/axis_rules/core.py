@@ -179,6 +179,7 @@ FOLLOWING = {
     "aten::index": "indices",
     "aten::index_select": "index",
     "aten::scatter": "index",
+    "aten::take": "index",
     "aten::take_along_dim": "indices",
     "aten::one_hot": "self",
     "aten::embedding": "indices",

@@ -183,7 +183,10 @@ def index_put(call: Call) -> Dims:
     given = list(call.args[1])
     by = [i for i in given if isinstance(i, torch.Tensor)]
     used = [d for d, i in enumerate(given) if i is not None]
-    if any(i.dtype in (torch.bool, torch.uint8) for i in by) or used != list(range(used[0], used[-1] + 1)):
+    masks = any(i.dtype in (torch.bool, torch.uint8) for i in by)
+    if masks and len(by) == 1:
+        return _put_by_mask(call, x, used[0], call.of(by[0]), values)
+    if masks or used != list(range(used[0], used[-1] + 1)):
         for tensor in (*by, call.args[2]):
             for dim in call.of(tensor):
                 pin(dim)
@@ -195,6 +198,39 @@ def index_put(call: Call) -> Dims:
     target = [*x[: used[0]], *chosen, *x[used[-1] + 1 :]]
     unify_all(zip(target[::-1], values[::-1], strict=False))
     return [expand(dim) for dim in x]
+
+
+def _put_by_mask(call: Call, x: Dims, at: int, mask: Dims, values: Dims) -> Dims:
+    """One mask over the dimensions from ``at`` on. One value for all that it lets through looks at each place alone;
+    values one after the other are written in the order of the places."""
+    behind = at + len(mask)
+    one_by_one = len(values) > len(x) - behind and values[len(values) - 1 - (len(x) - behind)]
+    if one_by_one:
+        for dim in (one_by_one, *mask, *x[at:behind]):
+            pin(dim)
+    unify_all(zip(x[at:behind], mask, strict=True))
+    target: Dims = [*x[:at], one_by_one or [], *x[behind:]]
+    unify_all(zip(target[::-1], values[::-1], strict=False))
+    return [expand(dim) for dim in x]
+
+
+@axis_rule("take")
+def take(call: Call) -> Dims:
+    """Elements by their place in row-major order: of a list, that in its one dimension."""
+    x, index = call.dims(0), call.args[1]
+    if len(x) == 1:
+        call.follows(index, x[0])
+    else:
+        call.meaning(index).read()
+        for dim in x:
+            pin(dim)
+    return call.dims(1)
+
+
+@axis_rule("put")
+def put(call: Call) -> Dims:
+    """Elements are overwritten one after the other, by their place in row-major order."""
+    return pinned_out([dim for t in call.tensors() for dim in call.of(t)], call)
 
 
 @axis_rule(

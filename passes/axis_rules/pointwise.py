@@ -95,6 +95,12 @@ def reduction(call: Call) -> Dims | list[Dims]:
 _WITH_INDICES = {"aten::max", "aten::min", "aten::median", "aten::nanmedian"}
 
 
+@axis_rule("histc")
+def histogram(call: Call) -> Dims:
+    """How many of all elements lie between two borders: a symmetric function, and borders have an order."""
+    return [fresh(n, pinned=True) for n in call.shape()]
+
+
 @axis_rule("argmax", "argmin")
 def index_reduction(call: Call) -> Dims:
     """The position of an element: no permutation of that dimension leaves it, for whoever reads it."""

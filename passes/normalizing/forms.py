@@ -50,6 +50,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 _VARIADIC = frozenset({"reshape", "view", "permute", "expand", "repeat", "tile"})
 
+_SECOND = {"where": "condition", "polygamma": "n"}
+"""Methods whose tensor is the second argument of the function, and the name of the first."""
+
 _SAME = {operator.matmul: torch.matmul, F.sigmoid: torch.sigmoid, F.tanh: torch.tanh, torch.relu: F.relu}
 
 
@@ -102,6 +105,9 @@ def _method(edit: Editor, node: fx.Node) -> int:
         return 0
     if name in _ARITHMETIC and len(args) <= 2 and not kwargs:
         return _set(node, _ARITHMETIC[name], args)
+    if name in _SECOND:
+        first = args[1] if len(args) > 1 else kwargs.pop(_SECOND[name])
+        return _set(node, getattr(torch, name), (first, args[0], *args[2:]), kwargs)
     target: Any = _FUNCTIONS.get(name) or getattr(torch, name, None)
     if name in _FUNCTIONS or (_is_function(target) and name not in {"unfold", "norm", "to", "type", "split", "unique"}):
         assert callable(target)
