@@ -94,7 +94,7 @@ case(
     lambda n, x: n.b(PUT(n.a(x), [None, torch.arange(8) % 3 == 0], n.w)), a=L(5, 8), w=(3,), b=L(8, 3),
 )  # fmt: skip
 case(
-    "one of a list by position", "8 9", VECTOR, lambda n, x: n.b(n.c(x) * n.w.take(n.a(x).argmax(1))[:, None]),
+    "one of a list by position", "9 8", VECTOR, lambda n, x: n.b(n.c(x) * n.w.take(n.a(x).argmax(1))[:, None]),
     a=L(5, 9), w=(9,), c=L(5, 8), b=L(8, 3),
 )  # fmt: skip
 case(
@@ -108,4 +108,28 @@ case(
 case(
     "a histogram of all", "8", VECTOR, lambda n, x: n.b(x) + n.c(torch.histc(n.a(x), 4, -2, 2)), a=L(5, 8), b=L(5, 3),
     c=L(4, 3),
+)  # fmt: skip
+case(
+    "gate and value side by side", "8", VECTOR, lambda n, x: n.b(n.a(x)[:, ::2].sigmoid() * n.a(x)[:, 1::2]),
+    a=L(5, 16), b=L(8, 3),
+)  # fmt: skip
+case(
+    "one of three neighbours", "4", VECTOR, lambda n, x: n.b(n.a(x)[:, 2::3]) + n.b(n.c(x)[:, 1:]), a=L(5, 12),
+    c=L(5, 5), b=L(4, 3),
+)  # fmt: skip
+case("every other of an odd number", "", VECTOR, lambda n, x: n.b(n.a(x)[:, ::2]), a=L(5, 7), b=L(4, 3))
+case("every other from the third on", "", VECTOR, lambda n, x: n.b(n.a(x)[:, 2::2]), a=L(5, 8), b=L(3, 3))
+case(
+    "windows that overlap", "2 2*4", TOKENS,
+    lambda n, x: n.b(torch.as_strided(n.a(x), (3, 2, 4, 8), (48, 16, 8, 1)).unflatten(3, (2, 4)).softmax(4)
+                     .mean((1, 2)).flatten(1)),
+    a=L(5, 8), b=L(8, 3),
+)  # fmt: skip
+case(
+    "windows over all that there is", "", TOKENS,
+    lambda n, x: n.b(torch.as_strided(n.a(x), (3, 5, 9), (48, 8, 1))), a=L(5, 8), b=L(9, 3),
+)  # fmt: skip
+case(
+    "windows that begin later", "", TOKENS,
+    lambda n, x: n.b(torch.as_strided(n.a(x), (2, 5, 8), (48, 8, 1), 8)), a=L(5, 8), b=L(8, 3),
 )  # fmt: skip

@@ -118,7 +118,7 @@ tokens(
 )
 tokens(
     "rope inter",
-    "8 2 2*4 8",
+    "8 2 2 2*4 8",
     rope(False),
     q=L(8, 8),
     k=L(8, 8),

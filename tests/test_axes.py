@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from axis_nets import Net, check, found, program, tensor
 from axis_random import Builder
 from hypothesis import HealthCheck, given, settings
@@ -91,6 +92,17 @@ def test_reads_are_what_is_summed_over() -> None:
 
 def test_neurons_are_observed_where_they_are_summed_over() -> None:
     assert two_layers().observed == {0: ("relu",)}
+
+
+def test_neurons_of_learned_queries_are_observed_where_they_meet_learned_keys() -> None:
+    """No sample ever reaches them: what one operand computes stands in the place of a value."""
+    net = Net(
+        lambda n, x: n.b(F.scaled_dot_product_attention(n.q(n.w)[None], n.k(n.w)[None], n.a(x))),
+        w=(6, 5), q=nn.Linear(5, 8), k=nn.Linear(5, 8), a=nn.Linear(5, 7), b=nn.Linear(7, 3),
+    )  # fmt: skip
+    result = check(net, tensor(6, 5))
+    assert found(result) == "5 8 7"
+    assert sorted(result.observed) == [space.id for space in result.spaces]
 
 
 def test_values_have_the_batch_of_the_example() -> None:

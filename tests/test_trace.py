@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -393,3 +394,33 @@ def test_vmap_is_written_out_and_leaves_nothing_behind():
     program = trace(model, torch.randn(2, 4))
     assert_faithful(model, program.module, (torch.randn(3, 4),))
     assert torch.randn(2).shape == (2,)  # which torch refuses inside vmap
+
+
+class Kept(dict):
+    """A mapping of one's own, whose other fields are no items."""
+
+
+@dataclasses.dataclass
+class Answer(Kept):
+    """A record that is a mapping too, of what was given."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.update({f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None})
+
+
+def test_a_record_that_is_a_mapping_comes_out_by_its_items():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Answer:
+            return Answer(logits=self.a(x))
+
+    model = Named()
+    program = trace(model, torch.randn(2, 4), front_end="fx")
+    assert list(program.module(torch.randn(2, 4))) == ["logits"]
+    assert_faithful(model, program.module, (torch.randn(3, 4),))

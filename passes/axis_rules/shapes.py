@@ -182,15 +182,41 @@ def diagonal(call: Call) -> Dims:
 
 @axis_rule("as_strided", "as_strided_copy")
 def as_strided(call: Call) -> Dims:
-    """Where the same numbers are read in the order in which they lie: a reshape. Else nothing is known."""
-    x = call.args[0]
-    contiguous = torch.empty(call.shape(), device="meta").stride()
-    whole = (
-        x.is_contiguous() and x.numel() == call.result.numel() and x.storage_offset() == call.result.storage_offset()
-    )
-    if whole and tuple(call.named("stride")) == contiguous:
+    """Numbers read as they lie, in steps of one's own. All in their order: a reshape. Leading and trailing dimensions in
+    the steps that they have go along; what is between (windows that overlap) are positions. Else nothing is known."""
+    x, stride = call.args[0], tuple(call.named("stride"))
+    if not x.is_contiguous() or x.storage_offset() != call.result.storage_offset():
+        return pinned_out(call.dims(0), call)
+    if x.numel() == call.result.numel() and stride == torch.empty(call.shape(), device="meta").stride():
         return reshape_dims(call.dims(0), call.shape())
-    return pinned_out(call.dims(0), call)
+    before, after = zip(x.shape, x.stride(), strict=True), zip(call.shape(), stride, strict=True)
+    same = [a == b for a, b in zip(before, after, strict=False)]
+    lead = (*same, False).index(False)
+    before, after = (
+        zip(x.shape[::-1], x.stride()[::-1], strict=True),
+        zip(call.shape()[::-1], stride[::-1], strict=True),
+    )
+    same = [a == b for a, b in zip(before, after, strict=False)]
+    tail = min((*same, False).index(False), x.ndim - lead, len(stride) - lead)
+    return _windows_between(call, lead, tail) or pinned_out(call.dims(0), call)
+
+
+def _windows_between(call: Call, lead: int, tail: int) -> Dims | None:
+    """The dimensions that ``as_strided`` makes of a contiguous tensor where ``lead`` and ``tail`` dimensions are as
+    they were: if the steps between are whole blocks of the last ones, and stay within one index of the first."""
+    x, shape, stride = call.args[0], call.shape(), call.named("stride")
+    between = range(lead, len(shape) - tail)
+    block = x.shape[x.ndim - tail :].numel()
+    reach = sum((shape[d] - 1) * stride[d] for d in between) + block
+    if any(stride[d] % block for d in between) or reach > x.shape[lead:].numel():
+        return None
+    dims = call.dims(0)
+    first, middle, last = dims[:lead], dims[lead : x.ndim - tail], dims[x.ndim - tail :]
+    for dim in middle:
+        pin(dim)
+    free_of([*first, *last], middle)
+    out = [*first, *(fresh(shape[d], pinned=True) for d in between), *last]
+    return [expand(dim) for dim in out]
 
 
 # ----------------------------------------------------------------------------------- cutting and joining
@@ -220,7 +246,7 @@ def slice_dims(x: Dims, d: int, start: int, stop: int) -> Dims:
 
 @axis_rule("slice", "slice_copy")
 def slice_rule(call: Call) -> Dims:
-    """A run of indices; every k-th one is no segment."""
+    """A run of indices. Every k-th one is one of k neighbours, if all are in groups of k; else it is no segment."""
     x = call.dims(0)
     if not x:
         return x
@@ -231,6 +257,11 @@ def slice_rule(call: Call) -> Dims:
     if step != 1 and stop - start > 0:
         if (start, call.shape()[d]) == (0, n):
             return x
+        groups = regroup(x[d], [n // step, step]) if n % step == 0 and call.shape()[d] == n // step else None
+        if groups is not None:
+            prepare_cuts(groups[1], list(range(1, step)))
+            parts = slice_dims([*(expand(dim) for dim in (*x[:d], *groups, *x[d + 1 :]))], d + 1, start, start + 1)
+            return [*parts[: d + 1], *parts[d + 2 :]]
         pin(x[d])
         return [fresh(call.shape()[d], pinned=True) if i == d else dim for i, dim in enumerate(x)]
     return slice_dims(x, d, start, max(stop, start))
