@@ -102,8 +102,8 @@ case(
     a=L(5, 9), w=(3, 3), c=L(5, 8), b=L(8, 3),
 )  # fmt: skip
 case(
-    "put by place", "", VECTOR, lambda n, x: n.b(n.a(x) + n.w.put(torch.tensor([0, 3]), n.v)), a=L(5, 8), w=(8,), v=(2,),
-    b=L(8, 3),
+    "put by place", "", VECTOR, lambda n, x: n.b(n.a(x) + n.w.put(torch.tensor([0, 3]), n.v)),
+    a=L(5, 8), w=(8,), v=(2,), b=L(8, 3),
 )  # fmt: skip
 case(
     "a histogram of all", "8", VECTOR, lambda n, x: n.b(x) + n.c(torch.histc(n.a(x), 4, -2, 2)), a=L(5, 8), b=L(5, 3),

@@ -182,8 +182,9 @@ def diagonal(call: Call) -> Dims:
 
 @axis_rule("as_strided", "as_strided_copy")
 def as_strided(call: Call) -> Dims:
-    """Numbers read as they lie, in steps of one's own. All in their order: a reshape. Leading and trailing dimensions in
-    the steps that they have go along; what is between (windows that overlap) are positions. Else nothing is known."""
+    """Numbers read as they lie, in steps of one's own. All in their order: a reshape. Leading and trailing dimensions
+    in the steps that they have go along; what is between (windows that overlap) are positions. Else nothing is known.
+    """
     x, stride = call.args[0], tuple(call.named("stride"))
     if not x.is_contiguous() or x.storage_offset() != call.result.storage_offset():
         return pinned_out(call.dims(0), call)
