@@ -27,6 +27,7 @@ from fxfuse.passes.attributes import attributes_restored
 from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
 from fxfuse.passes.integers import traced_integers, whole_quotient
 from fxfuse.passes.lengths import traced_lengths
+from fxfuse.passes.masks import Selection, has_mask, placed
 from fxfuse.passes.normalizing.constants import constant_value
 from fxfuse.passes.openers import OPENERS, functional_attention
 from fxfuse.passes.packing import is_padded
@@ -76,6 +77,12 @@ class Method:
 
 class ValueProxy(fx.Proxy):
     """A proxy that answers Python's questions from its probe where the answer cannot change."""
+
+    @property  # type: ignore[misc]  # ``isinstance`` asks for it
+    def __class__(self) -> type:
+        """``Tensor`` where the value is one: code asks ``isinstance(x, Tensor)`` before it computes."""
+        value = self.node.meta.get(PROBE, (None,))[0]
+        return Tensor if isinstance(value, Tensor) else type(self)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -148,7 +155,23 @@ class ValueProxy(fx.Proxy):
     def __contains__(self, item: Any) -> bool:
         return item in self.node.meta[PROBE][0]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":  # from here on the tensor of this name holds other numbers
+            name, value = "node", self.tracer.create_arg(value)
+        object.__setattr__(self, name, value)
+
+    def __getitem__(self, index: Any) -> Any:
+        def read() -> Any:
+            return self.tracer.create_proxy("call_function", operator.getitem, (self, at), {})
+
+        at = placed(index, self.tracer.constants) if has_mask(index) else index
+        return Selection(self, index, read) if at is index and has_mask(index) else read()
+
     def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(value, Selection):
+            index, value = (..., value.filled(self)) if value.at(index) else (index, value.read())
+        elif has_mask(index):
+            index = placed(index, self.tracer.constants)
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ValueProxy":
@@ -192,6 +215,10 @@ class ValueTracer(fx.Tracer):
             return False
         named = module_qualified_name in self.leaves or type(m).__name__ in self.leaves
         return named or is_torch_leaf(m)
+
+    def create_arg(self, a: Any) -> Any:
+        """Proxies are asked for first: they say that they are tensors."""
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Proxies that know their probe."""
@@ -269,11 +296,20 @@ class ValueTracer(fx.Tracer):
             return None
         return self.create_proxy("call_function", operator.floordiv, (self.proxy(found[0]), found[1]), {})
 
+    def constants(self, node: fx.Node) -> tuple[Tensor | None, Tensor | None]:
+        """The values at both batch sizes of a tensor that does not depend on the data."""
+        was, self.prober.busy = self.prober.busy, True  # buffers as tensors
+        try:
+            first, second = (constant_value(self.root, self.graph, node, lane) for lane in (0, 1))
+        finally:
+            self.prober.busy = was
+        return first, second
+
     def concrete(self, proxy: ValueProxy) -> Any:
         """The Python value of a proxy, or an error that says why there is none."""
         first, second = proxy.node.meta[PROBE]
         if isinstance(first, Tensor):
-            first, second = (constant_value(self.root, self.graph, proxy.node, lane) for lane in (0, 1))
+            first, second = self.constants(proxy.node)
             if first is None or second is None:
                 raise TraceError("the code branches on the values of a tensor that depends on the input")
         same = torch.equal(first, second) if isinstance(first, Tensor) else first == second

@@ -21,6 +21,10 @@ _OPERATORS = frozenset(
 )
 
 
+_MARKS = words("requires_grad_ share_memory_")
+"""Methods whose names end as those of writes do, and that write no data."""
+
+
 def storage(value: Any) -> int | None:
     """Identity of the memory of a (fake) tensor."""
     return int(value.untyped_storage()._cdata) if isinstance(value, Tensor) else None
@@ -33,6 +37,7 @@ def mutated(node: fx.Node) -> fx.Node | None:
     if node.op == "call_method":
         name = str(target)
         writes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+        writes = writes and name not in _MARKS
     elif node.op != "call_function":
         return None
     elif target is operator.setitem or target in _OPERATORS:
