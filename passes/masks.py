@@ -103,7 +103,9 @@ def _same(one: Any, other: Any) -> bool:
     if not (isinstance(one, fx.Proxy) and isinstance(other, fx.Proxy)):
         return one is other
     a, b = one.node, other.node
-    return a is b or (a.op.startswith("call") and (a.op, a.target, a.args, a.kwargs) == (b.op, b.target, b.args, b.kwargs))
+    return a is b or (
+        a.op.startswith("call") and (a.op, a.target, a.args, a.kwargs) == (b.op, b.target, b.args, b.kwargs)
+    )
 
 
 def _finite(name: str) -> Callable[..., Any]:
@@ -112,8 +114,10 @@ def _finite(name: str) -> Callable[..., Any]:
 
     def apply(self: Selection, *others: Any) -> Any:
         alike = [o.source if isinstance(o, Selection) and o.at(self.mask) else o for o in others]
-        if not self.at(self.mask) or any(not isinstance(o, Selection | int | float) for o in others) or (
-            any(isinstance(o, Selection) for o in alike)
+        if (
+            not self.at(self.mask)
+            or any(not isinstance(o, Selection | int | float) for o in others)
+            or (any(isinstance(o, Selection) for o in alike))
         ):
             return function(self.read(), *[o.read() if isinstance(o, Selection) else o for o in others])
         operands = [self.source, *alike]

@@ -14,7 +14,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,12 @@ from fxfuse.passes.attributes import attributes_restored
 from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
 from fxfuse.passes.integers import traced_integers, whole_quotient
 from fxfuse.passes.lengths import traced_lengths
-from fxfuse.passes.masks import Selection, has_mask, placed
+from fxfuse.passes.normalizing.aliases import mutated
 from fxfuse.passes.normalizing.constants import constant_value
 from fxfuse.passes.openers import OPENERS, functional_attention
 from fxfuse.passes.packing import is_padded
 from fxfuse.passes.probing import PROBE, Prober
+from fxfuse.passes.proxies import ValueProxy
 
 Binding = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, Any], ...]]
 _HERE = Path(__file__).resolve().parent
@@ -56,146 +57,6 @@ def user_frame() -> str:
     return ""
 
 
-class Shape(tuple[Any, ...]):
-    """A tensor's sizes as a tuple of proxies: it unpacks, slices and adds as ``torch.Size`` does."""
-
-    def numel(self) -> Any:
-        """The product of the sizes."""
-        return functools.reduce(operator.mul, self, 1)
-
-
-class Method:
-    """A bound method of a proxied value, called at most once per mention."""
-
-    def __init__(self, owner: "ValueProxy", name: str) -> None:
-        self.owner, self.name = owner, name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Record the call."""
-        return self.owner.call(self.name, args, kwargs)
-
-
-class ValueProxy(fx.Proxy):
-    """A proxy that answers Python's questions from its probe where the answer cannot change."""
-
-    @property  # type: ignore[misc]  # ``isinstance`` asks for it
-    def __class__(self) -> type:
-        """``Tensor`` where the value is one: code asks ``isinstance(x, Tensor)`` before it computes."""
-        value = self.node.meta.get(PROBE, (None,))[0]
-        return Tensor if isinstance(value, Tensor) else type(self)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = self.node.meta[PROBE][0]
-        if isinstance(value, Tensor):
-            if name == "shape":
-                return self.call("size", (), {})
-            if name == "data" or (name == "real" and not value.is_complex()):
-                return self
-        result = getattr(value, name)
-        if isinstance(result, bool) or name == "ndim":
-            return result
-        if callable(result):
-            return Method(self, name)
-        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-
-    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A method call; sizes and ranks come back as Python sees them."""
-        value = self.node.meta[PROBE][0]
-        if isinstance(value, Tensor):
-            if name == "size" and not args and not kwargs:
-                return Shape(self.call("size", (i,), {}) for i in range(value.dim()))
-            if name in {"dim", "ndimension"}:
-                return value.dim()
-            if name in {"is_floating_point", "is_contiguous", "is_complex"}:
-                return getattr(value, name)()
-            if name in {"item", "tolist"}:
-                known = self.concrete()
-                return getattr(known, name)()
-        return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
-
-    def concrete(self) -> Any:
-        """The value as a Python object, if it is the same whatever the data and the batch size."""
-        tracer = self.tracer
-        assert isinstance(tracer, ValueTracer)
-        return tracer.concrete(self)
-
-    def __bool__(self) -> bool:
-        return bool(self.concrete())
-
-    def __int__(self) -> int:
-        return int(self.concrete())
-
-    def __float__(self) -> float:
-        return float(self.concrete())
-
-    def __index__(self) -> int:
-        return operator.index(self.concrete())
-
-    def __round__(self, digits: int | None = None) -> Any:
-        return round(self.concrete(), digits) if digits is not None else round(self.concrete())
-
-    def __len__(self) -> int:
-        lengths = [len(value) for value in self.node.meta[PROBE]]
-        if lengths[0] != lengths[1]:
-            raise TraceError("the code asks for the number of samples in the batch, which must stay free")
-        return lengths[0]
-
-    def __iter__(self) -> Iterator[Any]:
-        value = self.node.meta[PROBE][0]
-        if isinstance(value, dict):
-            return iter(value)
-        return iter([operator.getitem(cast(Any, self), i) for i in range(len(self))])
-
-    def keys(self) -> Any:
-        """The keys of a mapping."""
-        return self.node.meta[PROBE][0].keys()
-
-    def __contains__(self, item: Any) -> bool:
-        return item in self.node.meta[PROBE][0]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "data":  # from here on the tensor of this name holds other numbers
-            name, value = "node", self.tracer.create_arg(value)
-        object.__setattr__(self, name, value)
-
-    def __getitem__(self, index: Any) -> Any:
-        def read() -> Any:
-            return self.tracer.create_proxy("call_function", operator.getitem, (self, at), {})
-
-        at = placed(index, self.tracer.constants) if has_mask(index) else index
-        return Selection(self, index, read) if at is index and has_mask(index) else read()
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        if isinstance(value, Selection):
-            index, value = (..., value.filled(self)) if value.at(index) else (index, value.read())
-        elif has_mask(index):
-            index = placed(index, self.tracer.constants)
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ValueProxy":
-        return self
-
-    def __copy__(self) -> "ValueProxy":
-        return self
-
-
-def _inplace(name: str) -> Callable[[ValueProxy, Any], Any]:
-    function = getattr(operator, name)
-    pure = getattr(operator, name[1:] if name not in {"iand", "ior"} else f"{name[1:]}_")
-
-    def apply(self: ValueProxy, other: Any) -> Any:
-        target = function if isinstance(self.node.meta[PROBE][0], Tensor) else pure
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return apply
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"):
-    setattr(ValueProxy, f"__{_name}__", _inplace(_name))
-
-
 class ValueTracer(fx.Tracer):
     """A tracer whose nodes carry a probe, the user's source line and the user's module path."""
 
@@ -208,13 +69,26 @@ class ValueTracer(fx.Tracer):
         self.leaves = frozenset(leaves)
         self.opened: nn.Module | None = None
         self.asked_for_batch = False
+        self.read: dict[str, Any] = {}
+        """The parameters and buffers that the code has read, by name."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """``torch.nn`` layers with state, and what the user named by path or class."""
-        if m is self.opened:
+        if m is self.opened or self._rewritten(m, module_qualified_name):
             return False
         named = module_qualified_name in self.leaves or type(m).__name__ in self.leaves
         return named or is_torch_leaf(m)
+
+    def _rewritten(self, m: nn.Module, path: str) -> bool:
+        """Whether the code has given a parameter of a layer other numbers before it calls the layer: a leaf would have
+        those of the state dict."""
+        for name, _ in m.named_parameters(path, recurse=False):
+            proxy = self.read.get(name)
+            if proxy is not None and (
+                proxy.node.op != "get_attr" or any(mutated(user) is proxy.node for user in proxy.node.users)
+            ):
+                return True
+        return False
 
     def create_arg(self, a: Any) -> Any:
         """Proxies are asked for first: they say that they are tensors."""
@@ -241,6 +115,7 @@ class ValueTracer(fx.Tracer):
         """Parameters and buffers as nodes, except while a probe is being computed."""
         if self.prober.busy:
             return attr_val
+        self.read = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(

@@ -1,7 +1,72 @@
-"""What tracing leaves behind in torch: nothing."""
+"""Proxies in the user's code; and what tracing leaves behind in torch: nothing."""
 
 import subprocess
 import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxfuse.passes.axes import axes
+from fxfuse.passes.checking import difference
+from fxfuse.passes.trace import trace
+
+
+def by_kind(x, pattern):
+    """Re-brackets as libraries for arrays of many kinds do: they ask what they were given."""
+    if not isinstance(x, Tensor):
+        raise RuntimeError(f"tensor type unknown: {type(x)}")
+    return x.reshape(*x.shape[:-1], pattern, -1)
+
+
+class Dispatched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        steps = x if torch.is_tensor(x) else torch.tensor([x])
+        return self.b(by_kind(self.a(steps), 2).flatten(-2))
+
+
+def test_proxies_say_that_they_are_tensors():
+    program = trace(Dispatched(), torch.randn(2, 5))
+    assert program.front_end == "fx"
+    assert [space.size for space in axes(program).spaces] == [2, 4]
+
+
+class MaxNorm(nn.Conv2d):
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+class Rewritten(nn.Module):
+    """Parameters that get other numbers before their layers read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = MaxNorm(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 4, 1)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.second.weight.data.clamp_(min=-0.1)
+        self.third.weight.data = self.third.weight.data / self.third.weight.data.norm()
+        return self.third(F.relu(self.second(self.first(x))))
+
+
+def test_what_a_layer_reads_is_what_the_code_gave_it():
+    """With other weights than those that it was traced with, the graph does as the network does."""
+    torch.manual_seed(0)
+    program = trace(Rewritten(), torch.randn(2, 3, 6, 6))
+    net = Rewritten()
+    program.module.load_state_dict({name: 3 * value for name, value in net.state_dict().items()})
+    net.load_state_dict(program.module.state_dict())
+    x = torch.randn(4, 3, 6, 6)
+    want, have = net.eval()(x), program.module(x)
+    assert difference(want, have)[0] <= 1e-6
+    assert sorted(space.size for space in axes(program).spaces) == [5, 6]
+
 
 LEFT_BEHIND = """
 import gc, weakref, torch

@@ -213,7 +213,7 @@ def _as_written(edit: Editor, value: fx.Node, target: fx.Node) -> fx.Node:
 def _put_back(edit: Editor, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.Node:
     """``base`` with ``value`` where ``view`` looks at it."""
     name = target_name(view).split(".")[0]
-    if name in {"contiguous", "to", "detach", "alias", "float", "type_as", "clone"}:
+    if name in {"contiguous", "to", "detach", "alias", "float", "type_as", "clone", "requires_grad_"}:
         return value
     if view.target is operator.getitem:
         return scatter(edit, base, view.args[1], value)
