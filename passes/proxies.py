@@ -47,7 +47,7 @@ class ValueProxy(fx.Proxy):
         return Tensor if isinstance(value, Tensor) else type(self)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name == "_is_param":  # it stands for a tensor, and is no parameter to register
             raise AttributeError(name)
         value = self.node.meta[PROBE][0]
         if isinstance(value, Tensor):

@@ -285,6 +285,9 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
             delattr(torch.Tensor, name)  # they are inherited
         for name, original in {**originals, **types}.items():
             setattr(torch, name, original)
+        for remembered in vars(sys.modules.get("einops.einops", object)).values():
+            if hasattr(remembered, "cache_clear"):  # results by sizes, which would keep proxies, and so the network
+                remembered.cache_clear()
 
 
 def symbolic_trace(

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from functools import lru_cache
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,25 @@ def test_proxies_say_that_they_are_tensors():
     program = trace(Dispatched(), torch.randn(2, 5))
     assert program.front_end == "fx"
     assert [space.size for space in axes(program).spaces] == [2, 4]
+
+
+class Remembering(Dispatched):
+    def __init__(self) -> None:
+        super().__init__()
+        self.remembered = lru_cache(lambda *sizes: sizes)
+
+    def forward(self, x):
+        self.weight = self.a.weight
+        return super().forward(x.view(self.remembered(*x.shape)) + F.linear(x, self.weight).mean(1, keepdim=True))
+
+
+def test_nothing_is_kept_of_a_trace(monkeypatch):
+    """Neither in the module, nor by einops, which keeps what it has found for some sizes."""
+    net = Remembering()
+    monkeypatch.setitem(sys.modules, "einops.einops", SimpleNamespace(found=net.remembered))
+    program = trace(net, torch.randn(2, 5), front_end="fx")
+    assert net.remembered.cache_info().currsize == 0
+    assert program.module.state_dict().keys() == net.state_dict().keys() == Dispatched().state_dict().keys()
 
 
 class MaxNorm(nn.Conv2d):
