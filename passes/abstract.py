@@ -80,7 +80,7 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         moved = self._read(call)
         dims = rule(call)
         per_output: list[Dims] = dims if isinstance(result, tuple | list) else [dims]  # type: ignore[list-item,assignment]  # a rule returns what its operator does
-        equal = ties(call, self._ties)
+        equal = ties(call, self._ties, per_output[0])
         first = first_of_equals(call, max(map(self._ties, call.tensors()), default=NONE))
         for k, (tensor, meant) in enumerate(zip(outputs, per_output, strict=False)):
             self._checked(tensor, meant, stored, func)

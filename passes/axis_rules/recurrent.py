@@ -8,7 +8,7 @@ from torch import Tensor
 from fxfuse.passes.algebra import concat, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, own
 from fxfuse.passes.axis_rules.shapes import prepare_cuts, slice_dims
-from fxfuse.passes.variables import Dim, Dims, Factor, Var, alike, expand, fresh, join_product, pin, size_of
+from fxfuse.passes.variables import Dim, Dims, Factor, Var, alike, expand, fresh, join_product, pin, size_of, tell_apart
 
 
 @axis_rule("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -105,6 +105,7 @@ def _cell(
     out = unit
     if projection:
         out = expand(projection[0])
+        tell_apart(out)  # what a constant projects is alike from the first step on, the state before it need not be
         call.join(projection[1], unit)
         call.contract(params[-1], projection[1])
     for operand, weight in ((inputs, w_ih), (out, w_hh)):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fxfuse.passes.axis_rules.core import FOLLOWING, MOVING, RULES, Call, rule_for
-from fxfuse.passes.variables import expand
+from fxfuse.passes.variables import Dims, expand
 
 NONE, LEAST, SOME = 0, 1, 2
 LOW = -1e4
@@ -38,8 +38,8 @@ _KEPT = frozenset(
 _LARGEST = frozenset(["argmax", "max", "topk", "cummax"])
 
 
-def ties(call: Call, of: Callable[[Tensor], int]) -> int:
-    """Whether values of the result may be equal, ``of`` being what is known of the operands."""
+def ties(call: Call, of: Callable[[Tensor], int], out: Dims) -> int:
+    """Whether values of the result, of dimensions ``out``, may be equal; ``of`` says it of the operands."""
     name = _name(call)
     operands = [t for t in call.tensors() if t.numel() > 1] or call.tensors()
     floats = [t for t in operands if t.is_floating_point() or t.is_complex()]
@@ -62,7 +62,9 @@ def ties(call: Call, of: Callable[[Tensor], int]) -> int:
         return SOME if _repeated(call, name) else most
     if rule_for(call.function) is RULES["fxfuse::pointwise"]:
         return SOME if any(of(t) for t in operands) else NONE
-    return SOME if all(of(t) == SOME for t in operands) else NONE
+    kept = {f.var for dim in out for f in expand(dim) if not f.var.pinned}  # what differs there differs no more
+    along = any(of(t) == SOME and kept & {f.var for dim in call.of(t) for f in expand(dim)} for t in operands)
+    return SOME if along or all(of(t) == SOME for t in operands) else NONE
 
 
 def first_of_equals(call: Call, level: int) -> bool:
