@@ -91,8 +91,10 @@ class ValueTracer(fx.Tracer):
         return False
 
     def create_arg(self, a: Any) -> Any:
-        """Proxies are asked for first: they say that they are tensors."""
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+        """Proxies are asked for first: they say that they are tensors. Numbers of numpy's are Python's."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Proxies that know their probe."""
@@ -106,10 +108,6 @@ class ValueTracer(fx.Tracer):
         if node.op != "placeholder":
             node.meta[PROBE] = self.prober.node(self.root, node)
         return node
-
-    def create_arg(self, a: Any) -> Any:
-        """Numbers of numpy's are Python's."""
-        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers as nodes, except while a probe is being computed."""
