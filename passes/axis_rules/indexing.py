@@ -185,7 +185,7 @@ def index_put(call: Call) -> Dims:
     used = [d for d, i in enumerate(given) if i is not None]
     masks = any(i.dtype in (torch.bool, torch.uint8) for i in by)
     if masks and len(by) == 1:
-        return _put_by_mask(call, x, used[0], call.of(by[0]), values)
+        return _put_by_mask(x, used[0], call.of(by[0]), values)
     if masks or used != list(range(used[0], used[-1] + 1)):
         for tensor in (*by, call.args[2]):
             for dim in call.of(tensor):
@@ -200,7 +200,7 @@ def index_put(call: Call) -> Dims:
     return [expand(dim) for dim in x]
 
 
-def _put_by_mask(call: Call, x: Dims, at: int, mask: Dims, values: Dims) -> Dims:
+def _put_by_mask(x: Dims, at: int, mask: Dims, values: Dims) -> Dims:
     """One mask over the dimensions from ``at`` on. One value for all that it lets through looks at each place alone;
     values one after the other are written in the order of the places."""
     behind = at + len(mask)

@@ -165,7 +165,7 @@ def _function(edit: Editor, node: fx.Node) -> int:
     return 0
 
 
-_SIZED = {torch.reshape, torch.as_strided, torch.unflatten, "as_strided", "expand", "repeat"}
+_SIZED = {torch.reshape, torch.as_strided, torch.unflatten, "view", "reshape", "as_strided", "expand", "repeat"}
 _SIZED |= {"new_zeros", "new_ones", "new_empty", "new_full", torch.zeros, torch.ones, torch.empty, torch.full}
 _COUNTING = {operator.add, operator.sub, operator.mul, operator.floordiv}
 
