@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxfuse.export import exported, to_onnx
-from fxfuse.export.onnx_forms import adaptive_average, attention, distances, with_forms
+from fxfuse.export.onnx_forms import adaptive_average, attention, distances, runs, with_forms
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 4), (5, 5, 2), (5, 7, 3), (6, 1, 9)])
@@ -44,6 +44,12 @@ def test_attention_of_groups_is_torchs() -> None:
 def test_distances_are_torchs(p: float) -> None:
     a, b = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     assert torch.allclose(distances(a, b, p), torch.cdist(a, b.expand(2, 4, 3), p), rtol=1e-10)
+
+
+def test_products_in_runs_are_those_of_the_runs() -> None:
+    x, weight = torch.randn(7, 3, dtype=torch.float64), torch.randn(4, 3, 5, dtype=torch.float64)
+    want = torch.cat([x[:2] @ weight[0], x[2:5] @ weight[2], torch.zeros(2, 5)])
+    torch.testing.assert_close(runs(x, weight, torch.tensor([2, 2, 5, 5])), want)
 
 
 class Codes(nn.Module):

@@ -3,7 +3,8 @@
 Adaptive average pooling in three dimensions is separable: output ``i`` of ``m`` along a dimension of ``n`` entries is
 the mean over ``floor(i n / m) .. ceil((i + 1) n / m)``. Distances between all rows are the norms of all differences.
 ONNX's LSTM has no projection: such a network is unrolled over time by torch's own decomposition, for the sequence
-length that it was traced with.
+length that it was traced with. Experts that each take a run of rows take all rows, of which those of their run are
+kept: as many times the work as there are experts.
 """
 
 import contextlib
@@ -66,6 +67,16 @@ def distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = N
     return apart.amax(-1) if p == float("inf") else apart.pow(p).sum(-1).pow(1 / p)
 
 
+def runs(x: Tensor, weight: Tensor, offs: Tensor, bias: Tensor | None = None, out_dtype: Any = None) -> Tensor:
+    """``torch._grouped_mm`` of ``x`` (``S x K``), cut into runs that end at ``offs``, and a matrix for each
+    (``E x K x N``); zero behind the last run."""
+    run = (torch.arange(x.shape[0], device=x.device)[:, None] >= offs).sum(-1)
+    own = run == torch.arange(weight.shape[0], device=x.device)[:, None]
+    found = torch.where(own[:, :, None], x @ weight, 0.0).sum(0)
+    found = found if bias is None else found + bias
+    return found if out_dtype is None else found.to(out_dtype)
+
+
 def _other_than_4d(node: fx.Node) -> bool:
     query = node.args[0]
     assert isinstance(query, fx.Node)
@@ -79,18 +90,27 @@ def _projected(node: fx.Node) -> bool:
     return len(parameters) > layers * (2 if both_ways else 1) * (4 if biases else 2)
 
 
+def _in_runs(node: fx.Node) -> bool:
+    x, weight = node.args[:2]
+    assert isinstance(x, fx.Node)
+    assert isinstance(weight, fx.Node)
+    return (x.meta["val"].ndim, weight.meta["val"].ndim) == (2, 3)
+
+
 def _always(node: fx.Node) -> bool:
     del node
     return True
 
 
-FORMS: dict[Any, tuple[Callable[[fx.Node], bool], Callable[..., Any]]] = {
-    _aten.adaptive_avg_pool3d.default: (_always, adaptive_average),
-    _aten._adaptive_avg_pool3d.default: (_always, adaptive_average),
-    _aten.scaled_dot_product_attention.default: (_other_than_4d, attention),
-    _aten.cdist.default: (_always, distances),
-    _aten._cdist_forward.default: (_always, distances),
-    _aten.lstm.input: (_projected, get_decompositions([_aten.lstm.input])[_aten.lstm.input]),
+FORMS: dict[str, tuple[Callable[[fx.Node], bool], Callable[..., Any]]] = {
+    "aten.adaptive_avg_pool3d.default": (_always, adaptive_average),
+    "aten._adaptive_avg_pool3d.default": (_always, adaptive_average),
+    "aten.scaled_dot_product_attention.default": (_other_than_4d, attention),
+    "aten.cdist.default": (_always, distances),
+    "aten._cdist_forward.default": (_always, distances),
+    "aten.lstm.input": (_projected, get_decompositions([_aten.lstm.input])[_aten.lstm.input]),
+    "aten._grouped_mm.default": (_in_runs, runs),
+    "transformers.grouped_mm_fallback.default": (_in_runs, runs),
 }
 """For an operator: which of its nodes have no ONNX form, and what computes the same."""
 
@@ -98,9 +118,9 @@ FORMS: dict[Any, tuple[Callable[[fx.Node], bool], Callable[..., Any]]] = {
 def with_forms(program: ExportedProgram) -> ExportedProgram:
     """The program with such operators spelt out; the very same where it has none."""
     needed = {
-        node.target: FORMS[node.target][1]
+        node.target: FORMS[str(node.target)][1]
         for node in program.graph.nodes
-        if node.target in FORMS and FORMS[node.target][0](node)
+        if str(node.target) in FORMS and FORMS[str(node.target)][0](node)
     }
     return program.run_decompositions(needed) if needed else program
 
