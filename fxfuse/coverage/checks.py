@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxfuse.coverage.entry import Entry
-from fxfuse.coverage.large import give_back, left_in_file
+from fxfuse.coverage.large import collect, left_in_file
 from fxfuse.export import to_onnx, to_pt2
 from fxfuse.export.tools import differences, outputs, quiet
 from fxfuse.layouts import spaces_in
@@ -154,7 +154,7 @@ def permutation(row: Subject) -> str:
     """A random permutation of every space leaves the outputs; permuting every other tensor alone does not."""
     found = row.analysed()
     worst = permutation_error(found.program, found.axes, seed=4)
-    give_back()
+    collect()
     while not worst <= LAW and row.gain > CALMEST and not _amplified(found.program) <= LAW:
         row.gain *= CALMER
         found = row.analyse()
@@ -291,7 +291,7 @@ def _control(found: Analysis) -> float:
     worst = 0.0
     for kept in (names[::2], names[:half], names[half:], names[:1]):
         worst = max(worst, permutation_error(found.program, found.axes, seed=4, keep=frozenset(kept)))
-        give_back()
+        collect()
         if worst >= CONTROL:
             break
     return worst

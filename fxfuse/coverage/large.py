@@ -1,14 +1,14 @@
 """Room for the largest networks: their weights lie in a file, whose pages the system drops when memory is short, and
-what is not used any more is given back at once."""
+graphs that are not used any more go at once."""
 
-import contextlib
-import ctypes
 import gc
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
+
+from fxfuse.memory import give_back
 
 LARGE = 100_000_000
 """Parameters of a network that is large."""
@@ -30,9 +30,7 @@ def left_in_file(module: M, folder: Path) -> M:
     return module
 
 
-def give_back() -> None:
-    """Return memory that nothing uses to the system: graphs and their modules point at one another, and the C library
-    (where it is GNU's) keeps what was freed."""
+def collect() -> None:
+    """Free what nothing uses: graphs and their modules point at one another, and some hold gigabytes."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()

@@ -20,7 +20,7 @@ import torch
 from fxfuse.coverage.catalogue import catalogue
 from fxfuse.coverage.checks import COLUMNS, CheckError, Column, Subject
 from fxfuse.coverage.entry import Entry
-from fxfuse.coverage.large import give_back
+from fxfuse.coverage.large import collect
 from fxfuse.coverage.record import LEFT, Outcome, Record, place
 from fxfuse.errors import FuseError
 from fxfuse.export.tools import first_line
@@ -79,7 +79,7 @@ def run_row(
             record.cells[title] = UNDER_WAY
             record.write(folder)
             record.cells[title] = _cell(column, row)
-            give_back()
+            collect()
             record.seconds = round(time.monotonic() - start, 1)
     record.done = True
     record.write(folder)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from fxfuse.memory import give_back
+
 
 @dataclass(slots=True)
 class Clock:
@@ -17,4 +19,5 @@ class Clock:
         """Count what happens inside to a stage."""
         start = time.monotonic()
         yield
+        give_back()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 3)
