@@ -57,7 +57,7 @@ def test_the_fewest_fused_levels_that_fit(name, unit):
     pairs = pairs_of(name)
     own = sum(level_costs(pairs.reference, unit))
     last = (0, 2 * own)
-    for budget in range(2 * own, own - 1, -max(1, own // 40)):
+    for budget in range(2 * own, own - 1, -max(1, own // 12)):
         cut = choose_cut(pairs, Budget(budget, unit, relative=False), (0, 1))
         assert own <= cut.cost <= budget
         assert (cut.fused, cut.ensemble) == (own, 2 * own)

@@ -102,8 +102,8 @@ class Recurrent(nn.Module):
         (Volume(3), (2, 2, 7, 6, 5)),
         (Windows(), (2, 24, 6)),
         (Codes(), (2, 4, 3)),
-        (Recurrent(proj_size=2), (2, 5, 3)),
-        (Recurrent(proj_size=2, bidirectional=True, bias=False), (2, 5, 3)),
+        (Recurrent(proj_size=2), (2, 3, 3)),
+        (Recurrent(proj_size=2, bidirectional=True, bias=False), (2, 3, 3)),
     ],
     ids=["mean", "bins", "attention", "distances", "projected", "projected both ways"],
 )
