@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fxfuse.errors import OutputError
-from fxfuse.output import check_file
+from fxfuse.output import check_file, replacing
 from fxfuse.partition_files import WRITERS
 from fxfuse.partition_record import (
     FORMAT,
@@ -86,7 +86,8 @@ def write_partition(source: Analysis | PartitionRecord, path: str | Path) -> Non
     path = Path(path)
     check_partition_file(path)
     try:
-        WRITERS[path.suffix.lower()](_record(source), path)
+        with replacing(path) as temporary:
+            WRITERS[path.suffix.lower()](_record(source), temporary)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fxfuse.dumps import level_table, opaque_table, read_partition, space_table, write_partition
 from fxfuse.errors import OutputError
+from fxfuse.partition_files import WRITERS
 from fxfuse.partition_record import TIMES, summarise
 from fxfuse.types import Opaque
 
@@ -48,6 +49,18 @@ def test_an_unknown_suffix_names_the_known_ones(tmp_path):
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         write_partition(analysis(), tmp_path / "none" / "p.json")
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
+    def full(_, path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(WRITERS, ".svg", full)
+    (tmp_path / "p.svg").write_text("before")
+    with pytest.raises(OutputError, match=r"cannot write .*p\.svg: No space left on device"):
+        write_partition(analysis(), tmp_path / "p.svg")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("p.svg", "before")]
 
 
 @pytest.mark.parametrize(
