@@ -31,6 +31,7 @@ from fxfuse.passes.variables import (
     owned_by,
     owner,
     owners_above,
+    owners_of,
     pin,
     pin_var,
     settle,
@@ -44,6 +45,8 @@ def disown(var: Var) -> None:
     """All indices of the owner of ``var`` order it alike from now on; its family becomes one variable."""
     root = find(var)
     root.outer = None
+    if root.orders is not None:
+        pin_var(root)
     for segment in root.segments or []:
         disown(segment)
     family, root.family = list(root.family.values()), {}
@@ -57,6 +60,9 @@ def union(a: Var, b: Var) -> None:
     a, b = find(a), find(b)
     if a is b:
         return
+    for var in (a, b):
+        if var.orders is not None:
+            pin_var(var)
     if a.parts is not None or b.parts is not None:
         unify([Factor(a)], [Factor(b)])
         return
@@ -128,6 +134,8 @@ def cut(var: Var, borders: Sequence[int]) -> list[Var]:
     root = find(var)
     edges = [0, *borders, root.size]
     if root.parts is None and root.segments is None and borders:
+        if root.orders is not None:
+            pin_var(root)
         if root.family:
             disown(root)
             return cut(root, borders)
@@ -242,6 +250,8 @@ def split_product(var: Var, outer_size: int) -> list[Var] | None:
     if root.parts is not None:
         pieces = regroup([Factor(root)], [outer_size, inner_size])
         return None if pieces is None else [join_product(piece) for piece in pieces]
+    if root.orders is not None:
+        pin_var(root)
     a = Var(outer_size, pinned=root.pinned, outer=root.outer)
     b = Var(inner_size, pinned=root.pinned, outer=a)
     if root.segments is not None and not root.pinned:
@@ -319,8 +329,12 @@ def regroup(dim: Iterable[Factor], sizes: Sequence[int]) -> Dims | None:
 
 
 def unify(a: Iterable[Factor], b: Iterable[Factor]) -> None:
-    """Two dimensions of one size mean the same: refine both until they agree, or pin both where they cannot."""
+    """Two dimensions mean the same: refine both until they agree, or pin both where they cannot, as those of unequal
+    sizes cannot."""
     left, right = expand(a)[::-1], expand(b)[::-1]
+    if size_of(left) != size_of(right):
+        pin([*left, *right])
+        return
     while left and right:
         x, y = left.pop(), right.pop()
         if x.var.size == y.var.size:
@@ -347,11 +361,9 @@ def check_owners(dims: Iterable[Iterable[Factor]]) -> None:
 def _owned_once(root: Var, present: list[Var]) -> bool:
     """Whether ``root`` and its segments find their owners in a tensor of the roots ``present``; if not, disown."""
     good = True
-    if root.outer is not None and not isinstance(root.outer, Unset):
-        outer = owner(root)
-        if outer is None or present.count(outer) != 1:
-            disown(root)
-            good = False
+    if any(present.count(outer) != 1 for outer in owners_of(root)) and not (root.pinned and root.orders is not None):
+        disown(root)
+        good = False
     for segment in root.segments or ():
         parts = [factor.var for factor in expand([Factor(segment)])]
         context = present if len(parts) == 1 else [*present, *parts]

@@ -26,9 +26,10 @@ class Var:
     ``family`` maps segments of the owner to instances; ``slot`` leads from a segment to the one in whose place it
     stands since their wholes became one (to itself, where it stands nowhere any more). ``uniform``: all indices hold
     equal values, and nothing has been unified with it yet (a variable of pieces is not, its pieces may be).
+    ``orders``: the indices stand in an order that nobody knows.
     """
 
-    __slots__ = ("family", "link", "outer", "parts", "pinned", "segments", "size", "slot", "uniform")
+    __slots__ = ("family", "link", "orders", "outer", "parts", "pinned", "segments", "size", "slot", "uniform")
 
     def __init__(self, size: int, *, pinned: bool = False, outer: "Var | Unset | None" = None) -> None:
         self.size = size
@@ -40,6 +41,7 @@ class Var:
         self.family: dict[Var, Var] = {}
         self.slot: Var | None = None
         self.uniform = False
+        self.orders: Orders | None = None
 
 
 class Factor(NamedTuple):
@@ -51,6 +53,14 @@ class Factor(NamedTuple):
 
 Dim = list[Factor]
 Dims = list[Dim]
+
+
+class Orders(NamedTuple):
+    """What an order that nobody knows follows from: the order of the dimension ``of``, at each index of ``rows`` on its
+    own. Who tells the indices apart, or meets those of several rows, pins ``of``."""
+
+    of: Dim
+    rows: Dim
 
 
 def find(var: Var) -> Var:
@@ -110,11 +120,22 @@ def alike(dim: Iterable[Factor]) -> bool:
 
 
 def tell_apart(dim: Iterable[Factor]) -> None:
-    """The indices of a dimension hold different values from now on."""
+    """The indices of a dimension hold values of their own from now on."""
     for factor in expand(dim):
         factor.var.uniform = False
+        if factor.var.orders is not None:
+            pin_var(factor.var)
         for piece in [*(factor.var.segments or ()), *factor.var.family.values()]:
             tell_apart([Factor(piece)])
+
+
+def unordered(size: int, orders: Orders) -> Dim:
+    """A dimension of indices that stand in an order that nobody knows."""
+    dim = fresh(size, pinned=all(f.var.pinned for f in expand(orders.of)))
+    for factor in dim:
+        factor.var.uniform = False
+        factor.var.orders = None if factor.var.pinned else orders
+    return dim
 
 
 def join_product(dim: Sequence[Factor]) -> Var:
@@ -153,7 +174,16 @@ def inside(dim: Iterable[Factor]) -> list[Var]:
 
 def owned_by(dim: Iterable[Factor], owners: Container[Var]) -> list[Var]:
     """The variables of a dimension, those inside segments included, that one of ``owners`` owns."""
-    return [var for var in inside(dim) if (outer := owner(var)) is not None and outer in owners]
+    return [var for var in inside(dim) if any(outer in owners for outer in owners_of(var))]
+
+
+def owners_of(var: Var) -> list[Var]:
+    """The owner of a variable, or the rows of one in an order of its own for each."""
+    root = find(var)
+    if root.orders is not None:
+        return [factor.var for factor in expand(root.orders.rows)]
+    outer = owner(root)
+    return [] if outer is None else [outer]
 
 
 def depth(dim: Dim) -> int:
@@ -200,3 +230,5 @@ def pin_var(var: Var) -> None:
     root.uniform = False
     for part in (root.parts or []) + (root.segments or []) + list(root.family.values()):
         pin_var(part)
+    if root.orders is not None:
+        pin(root.orders.of)

@@ -8,6 +8,7 @@ from pathlib import Path
 import axis_cases
 import axis_definition_cases
 import axis_research_cases
+import axis_tie_cases
 import axis_token_cases
 import pytest
 import torch
@@ -26,6 +27,7 @@ CASES = {
     **axis_token_cases.CASES,
     **axis_research_cases.CASES,
     **axis_definition_cases.CASES,
+    **axis_tie_cases.CASES,
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxfuse.passes.algebra import disown, free_of, regroup, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, at, axis_rule, disown_but, own
 from fxfuse.passes.axis_rules.pointwise import broadcast
-from fxfuse.passes.variables import Dim, Dims, Var, alike, expand, fresh, inside, owner, pin, settle, size_of
+from fxfuse.passes.variables import Dim, Dims, Var, alike, expand, fresh, inside, owner, owners_of, pin, settle, size_of
 
 
 def _add_bias(out: Dims, bias: Dims | None, at: int) -> None:
@@ -153,12 +153,13 @@ def _einsum_owners(places: dict[str, list[tuple[int, Dim]]], inputs: list[str]) 
         settle(dim for _, dim in found[:1] if len(found) > 1)
         mine = inside(found[0][1])
         for var in mine:
-            outer_var = owner(var)
-            if outer_var is None or outer_var in mine:
-                continue
-            holders = [{other for other in inputs[k] if _holds(places[other], k, outer_var)} for k, _ in found]
-            if any(len(h) != 1 for h in holders) or len(set.union(*holders)) != 1:
-                disown(var)
+            for outer in owners_of(var):
+                if outer in mine:
+                    continue
+                holders = [{other for other in inputs[k] if _holds(places[other], k, outer)} for k, _ in found]
+                if any(len(h) != 1 for h in holders) or len(set.union(*holders)) != 1:
+                    disown(var)
+                    break
 
 
 def _holds(found: list[tuple[int, Dim]], operand: int, var: Var) -> bool:

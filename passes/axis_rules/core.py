@@ -24,7 +24,20 @@ import torch
 from torch import Tensor
 
 from fxfuse.passes.algebra import disown, unify, unify_all
-from fxfuse.passes.variables import Dim, Dims, Factor, Unset, Var, alike, expand, inside, owner, pin, settle, size_of
+from fxfuse.passes.variables import (
+    Dim,
+    Dims,
+    Factor,
+    Unset,
+    Var,
+    alike,
+    expand,
+    inside,
+    owners_of,
+    pin,
+    settle,
+    size_of,
+)
 
 Outputs = Dims | list[Dims]
 
@@ -152,8 +165,7 @@ def disown_but(dim: Dim, owners: Container[Var]) -> None:
     settle([dim])
     mine = inside(dim)
     for var in mine:
-        outer = owner(var)
-        if outer is not None and outer not in mine and outer not in owners:
+        if any(outer not in mine and outer not in owners for outer in owners_of(var)):
             disown(var)
 
 

@@ -169,11 +169,14 @@ def one_hot(call: Call) -> Dims:
 
 @axis_rule("meshgrid")
 def meshgrid(call: Call) -> list[Dims]:
-    """Every operand repeated along the dimensions of the others."""
-    for t in call.tensors():
-        for dim in call.of(t):
-            pin(dim)
-    return [[fresh(n, pinned=True) for n in r.shape] for r in call.result]
+    """Every operand repeated along the dimensions of the others, where all values are equal."""
+    places = list(range(len(call.result)))
+    if call.named("indexing", "ij") == "xy":
+        places[:2] = places[:2][::-1]
+    outs = [[fresh(n) for n in r.shape] for r in call.result]
+    for out, place, tensor in zip(outs, places, call.tensors(), strict=True):
+        out[place] = next(iter(call.of(tensor)), [])
+    return outs  # type: ignore[return-value]
 
 
 @axis_rule("index_put", "_unsafe_index_put")
@@ -241,9 +244,11 @@ def scatter(call: Call) -> Dims:
     x, index = call.dims(0), call.named("index")
     d = positive(call.args[1], len(x))
     free_of((dim for i, dim in enumerate(x) if i != d), [x[d]])
-    if index.ndim != len(x) or not call.follows(index, x[d], aligned=True):
+    followed = index.ndim == len(x) and call.follows(index, x[d], aligned=True)
+    if not followed:
         pin(x[d])
         x[d] = fresh(size_of(x[d]), pinned=True)
+    together = followed and _written_together(call, index, d)
     for tensor in call.tensors()[1:]:
         other = call.of(tensor)
         if len(other) != len(x):  # a list of indices, or one number
@@ -251,9 +256,21 @@ def scatter(call: Call) -> Dims:
                 pin(dim)
             continue
         for i, (a, b) in enumerate(zip(x, other, strict=True)):
-            if i == d or size_of(a) != size_of(b):
+            if (i == d and not together) or (i != d and size_of(a) != size_of(b)):
                 pin(b)
                 if i != d:
                     pin(a)
         unify_all((a, b) for i, (a, b) in enumerate(zip(x, other, strict=True)) if size_of(a) == size_of(b) and i != d)
     return [expand(dim) for dim in x]
+
+
+def _written_together(call: Call, index: torch.Tensor, d: int) -> bool:
+    """Whether the order in which a scatter writes does not matter: each number comes with its position, and where two
+    have one position they are equal, or combined. The largest stand at positions of their own."""
+    source = call.named("src")
+    along = [f.var for f in call.of(index)[d]]
+    if not isinstance(source, torch.Tensor):
+        return source is not None or call.named("value") is not None
+    if source.ndim != index.ndim or [f.var for f in call.of(source)[d]] != along:
+        return False
+    return call.function._schema.name != "aten::scatter" or all(var.orders is not None for var in along)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from fxfuse.passes.algebra import check_owners, free_of, unify, unify_all
 from fxfuse.passes.axis_rules.core import Call, axis_rule, dimensions
-from fxfuse.passes.variables import Dim, Dims, Factor, Var, alike, expand, fresh, pin
+from fxfuse.passes.variables import Dim, Dims, Factor, Orders, Var, alike, expand, fresh, pin, unordered
 
 
 def broadcast(operands: list[Dims]) -> Dims:
@@ -148,16 +148,20 @@ def sorting(call: Call) -> Dims | list[Dims]:
     if not x:
         return [x for _ in call.result] if isinstance(call.result, tuple | list) else x
     d = dimensions(call.named("dim", -1), len(x))[0] if call.function._schema.name != "aten::msort" else 0
-    if not call.named("sorted", True):  # ranks in no order at all, which depends on that of the operand
-        pin(x[d])
     several = isinstance(call.result, tuple | list)
     if several or call.function._schema.name == "aten::argsort":
         call.points[1 if several else 0] = [x[d]]
+    in_order = call.named("sorted", True)
+    if not in_order and call.meaning(call.args[0]).stored:
+        pin(x[d])
+    rows = [f for i, dim in enumerate(x) if i != d for f in dim]
+    ranks: Dim = [] if in_order else unordered(call.shape()[d], Orders(x[d], rows))  # the same for values and positions
 
     def out(shape: list[int]) -> Dims:
         if len(shape) != len(x):
             return [dim for i, dim in enumerate(x) if i != d]
-        return [fresh(shape[i], pinned=True) if i == d else dim for i, dim in enumerate(x)]
+        ranked = fresh(shape[d], pinned=True) if in_order else ranks
+        return [ranked if i == d else dim for i, dim in enumerate(x)]
 
     if isinstance(call.result, tuple | list):
         return [out(list(r.shape)) for r in call.result]

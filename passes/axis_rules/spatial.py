@@ -4,7 +4,7 @@ import re
 
 from fxfuse.passes.algebra import free_of, regroup, unify_all
 from fxfuse.passes.axis_rules.core import Call, at, axis_rule, positive
-from fxfuse.passes.axis_rules.shapes import pinned_out
+from fxfuse.passes.axis_rules.shapes import pinned_out, slice_dims
 from fxfuse.passes.variables import Dims, expand, fresh, pin, size_of
 
 _RANK = re.compile(r"(\d)d")
@@ -78,11 +78,16 @@ def grid_sampler(call: Call) -> Dims:
 
 @axis_rule("unfold")
 def unfold(call: Call) -> Dims:
-    """Windows along one dimension."""
+    """Windows along one dimension. Those that stand side by side are a reshape."""
     x = call.dims(0)
     d = positive(call.args[1], len(x))
-    pin(x[d])
     *shape, window = call.shape()
+    if x and call.args[3] == window:
+        x = slice_dims(x, d, 0, shape[d] * window)
+        pieces = regroup(x[d], [shape[d], window])
+        if pieces is not None:
+            return [*(expand(pieces[0] if i == d else dim) for i, dim in enumerate(x)), expand(pieces[1])]
+    pin(x[d])
     windows = [fresh(shape[i], pinned=True) if i == d else dim for i, dim in enumerate(x)]
     return [*windows, fresh(window, pinned=True)]
 

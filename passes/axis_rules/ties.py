@@ -21,18 +21,12 @@ LOW = -1e4
 """What a mask puts in place of a score to put it out lies below this."""
 
 _MADE = frozenset(
-    "threshold hardtanh hardsigmoid hardswish hardshrink softshrink relu6 sign sgn round floor ceil trunc fix heaviside "
-    "floor_divide fake_quantize_per_tensor_affine fake_quantize_per_channel_affine constant_pad_nd pad index_fill tril "
-    "triu diag_embed nan_to_num clamp_max zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty "
-    "new_empty_strided zero fill".split()
+    ["threshold", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "relu6", "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "constant_pad_nd", "pad", "index_fill", "tril", "triu", "diag_embed", "nan_to_num", "clamp_max", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zero", "fill"]
 )
 _CHOSEN = frozenset(["where", "maximum", "minimum", "fmax", "fmin"])
 _SUMS = frozenset(["add", "sub", "rsub"])
 _KEPT = frozenset(
-    "cat concat concatenate stack index gather index_select take_along_dim embedding slice_scatter select_scatter "
-    "scatter index_put index_copy roll flip sort topk kthvalue amax amin max min median nanmedian cummax cummin mode "
-    "unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle diagonal diag dropout sigmoid exp expm1 log log1p "
-    "log2 log10 sqrt tanh atan softplus softmax log_softmax _softmax _log_softmax log_sigmoid logit erf asinh".split()
+    ["cat", "concat", "concatenate", "stack", "index", "gather", "index_select", "take_along_dim", "embedding", "slice_scatter", "select_scatter", "scatter", "index_put", "index_copy", "roll", "flip", "sort", "topk", "kthvalue", "amax", "amin", "max", "min", "median", "nanmedian", "cummax", "cummin", "mode", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "diag", "dropout", "sigmoid", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "tanh", "atan", "softplus", "softmax", "log_softmax", "_softmax", "_log_softmax", "log_sigmoid", "logit", "erf", "asinh"]
 ) | {name.removeprefix("aten::") for name in MOVING}
 """Each value of the result is one of the operand's, or a monotone function of one."""
 _LARGEST = frozenset(["argmax", "max", "topk", "cummax"])
