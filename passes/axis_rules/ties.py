@@ -21,13 +21,28 @@ LOW = -1e4
 """What a mask puts in place of a score to put it out lies below this."""
 
 _MADE = frozenset(
-    ["threshold", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "relu6", "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "constant_pad_nd", "pad", "index_fill", "tril", "triu", "diag_embed", "nan_to_num", "clamp_max", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zero", "fill"]
-)
+    (
+        "threshold", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "relu6", "sign", "sgn",
+        "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide",
+        "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "constant_pad_nd", "pad",
+        "index_fill", "tril", "triu", "diag_embed", "nan_to_num", "clamp_max", "zeros_like", "ones_like",
+        "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
+        "zero", "fill",
+    )
+)  # fmt: skip
 _CHOSEN = frozenset(["where", "maximum", "minimum", "fmax", "fmin"])
 _SUMS = frozenset(["add", "sub", "rsub"])
 _KEPT = frozenset(
-    ["cat", "concat", "concatenate", "stack", "index", "gather", "index_select", "take_along_dim", "embedding", "slice_scatter", "select_scatter", "scatter", "index_put", "index_copy", "roll", "flip", "sort", "topk", "kthvalue", "amax", "amin", "max", "min", "median", "nanmedian", "cummax", "cummin", "mode", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "diag", "dropout", "sigmoid", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "tanh", "atan", "softplus", "softmax", "log_softmax", "_softmax", "_log_softmax", "log_sigmoid", "logit", "erf", "asinh"]
-) | {name.removeprefix("aten::") for name in MOVING}
+    (
+        "cat", "concat", "concatenate", "stack", "index", "gather", "index_select", "take_along_dim",
+        "embedding", "slice_scatter", "select_scatter", "scatter", "index_put", "index_copy", "roll", "flip",
+        "sort", "topk", "kthvalue", "amax", "amin", "max", "min", "median", "nanmedian", "cummax", "cummin",
+        "mode", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "diag",
+        "dropout", "sigmoid", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "tanh", "atan",
+        "softplus", "softmax", "log_softmax", "_softmax", "_log_softmax", "log_sigmoid", "logit", "erf",
+        "asinh",
+    )
+) | {name.removeprefix("aten::") for name in MOVING}  # fmt: skip
 """Each value of the result is one of the operand's, or a monotone function of one."""
 _LARGEST = frozenset(["argmax", "max", "topk", "cummax"])
 
@@ -42,14 +57,14 @@ def ties(call: Call, of: Callable[[Tensor], int], out: Dims) -> int:
     if name in _MADE or call.named("rounding_mode") is not None:
         return SOME
     if name == "masked_fill":
-        value = call.args[2]
-        return max(of(call.args[0]), SOME if isinstance(value, Tensor) or value > LOW else LEAST)
+        return max(of(call.args[0]), _filled(call.args[2]))
     if name == "relu" or name == "clamp_min" or (name in ("clamp", "clip") and call.named("max") is None):
         return max(most, LEAST)
     if name in ("clamp", "clip"):
         return SOME
-    if name in _CHOSEN:
-        return most if all(list(t.shape) == shape for t in floats) else SOME
+    if name in _CHOSEN or (name in ("max", "min") and len(call.tensors()) > 1):
+        given = call.args[1:3] if name == "where" else call.args[:2]
+        return max(of(x) if isinstance(x, Tensor) and list(x.shape) == shape else _filled(x) for x in given)
     if name in _SUMS and any(list(t.shape) == shape and of(t) == NONE for t in floats):
         return NONE
     if name in _KEPT:
@@ -59,6 +74,11 @@ def ties(call: Call, of: Callable[[Tensor], int], out: Dims) -> int:
     kept = {f.var for dim in out for f in expand(dim) if not f.var.pinned}  # what differs there differs no more
     along = any(of(t) == SOME and kept & {f.var for dim in call.of(t) for f in expand(dim)} for t in operands)
     return SOME if along or all(of(t) == SOME for t in operands) else NONE
+
+
+def _filled(value: object) -> int:
+    """What is known of values in whose place ``value`` is put."""
+    return LEAST if isinstance(value, int | float) and value <= LOW else SOME
 
 
 def first_of_equals(call: Call, level: int) -> bool:
