@@ -291,6 +291,9 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises ``RecipeError`` if the file cannot be read, is not YAML or is not a valid recipe.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        own = path / "recipe.yaml"
+        raise RecipeError(f"{path} is a folder; name the recipe in it{f', {own}' if own.is_file() else ''}.")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

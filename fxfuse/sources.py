@@ -132,6 +132,10 @@ def _advice(source: str) -> str:
         return f"{source} is an ONNX file, which cannot be fused; give the torch module that it was exported from."
     if path.suffix == ".py":
         return f"say which factory in the file: '{source}:factory'."
+    if path.is_dir():
+        own = path / "model.pt2"
+        hint = f"the fused network in it is {own}" if own.is_file() else "name the code or the program in it"
+        return f"{source} is a folder; {hint}."
     if source in list_models():
         return f"{source!r} is not a source; did you mean 'torchvision:{source}'?"
     return f"{source!r} is not of the form 'module:factory', 'file.py:factory', 'torchvision:name' or 'program.pt2'."

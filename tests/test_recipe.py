@@ -160,8 +160,13 @@ def test_bad_recipes_are_refused_with_place_and_cure(tmp_path: Path, text: str, 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="There is no recipe at"):
         load_recipe(tmp_path / "r.yaml")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match=r"is a folder; name the recipe in it\.$"):
         load_recipe(tmp_path)
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff")
+    with pytest.raises(RecipeError, match=r"is a folder; name the recipe in it, .*recipe\.yaml\.$"):
+        load_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 def test_preprocessing_that_contradicts_itself_is_refused() -> None:

@@ -90,6 +90,7 @@ def test_an_exported_program_is_a_parent(tmp_path: Path) -> None:
         ("net.py", "say which factory in the file: 'net.py:factory'"),
         ("something", "not of the form 'module:factory', 'file.py:factory', 'torchvision:name' or 'program.pt2'"),
         ("none.pt2", "there is no file none.pt2"),
+        (".", ". is a folder; name the code or the program in it"),
         ("no_such.module:f", "there is no module 'no_such'"),
     ],
 )
