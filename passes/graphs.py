@@ -11,6 +11,7 @@ import keyword
 import re
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
@@ -93,6 +94,8 @@ def copied(module: M, *, share: bool = False) -> M:
         for value in part.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+            elif isinstance(value, torch.jit.ScriptFunction):  # it holds nothing of the network, and refuses a copy
+                memo[id(value)] = value
     fill = twins_of_functions(module, memo)
     twin = copy.deepcopy(module, memo)
     fill()

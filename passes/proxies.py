@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import numpy as np
 from torch import Tensor, fx
 
 from fxfuse.errors import TraceError
@@ -40,12 +41,6 @@ class Method:
 class ValueProxy(fx.Proxy):
     """A proxy that answers Python's questions from its probe where the answer cannot change."""
 
-    @property  # type: ignore[misc]  # ``isinstance`` asks for it
-    def __class__(self) -> type:
-        """``Tensor`` where the value is one: code asks ``isinstance(x, Tensor)`` before it computes."""
-        value = self.node.meta.get(PROBE, (None,))[0]
-        return Tensor if isinstance(value, Tensor) else type(self)
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_is_param":  # it stands for a tensor, and is no parameter to register
             raise AttributeError(name)
@@ -68,6 +63,8 @@ class ValueProxy(fx.Proxy):
         if isinstance(value, Tensor):
             if name == "size" and not args and not kwargs:
                 return Shape(self.call("size", (i,), {}) for i in range(value.dim()))
+            if name == "type" and not args and not kwargs:  # the name of its type, which ``type`` takes as a type too
+                return self.dtype
             if name in {"dim", "ndimension"}:
                 return value.dim()
             if name in {"is_floating_point", "is_contiguous", "is_complex"}:
@@ -95,6 +92,12 @@ class ValueProxy(fx.Proxy):
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self.concrete(), digits) if digits is not None else round(self.concrete())
+
+    __array_priority__ = 1000  # numpy's numbers leave arithmetic to proxies, as they do to tensors
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """``numpy.sqrt(x.shape[1])`` and the like, of what is known."""
+        return np.array(self.concrete(), dtype=dtype)
 
     def __len__(self) -> int:
         lengths = [len(value) for value in self.node.meta[PROBE]]

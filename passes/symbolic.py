@@ -26,6 +26,7 @@ from fxfuse.errors import TraceError
 from fxfuse.passes.attributes import attributes_restored
 from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
 from fxfuse.passes.integers import traced_integers, whole_quotient
+from fxfuse.passes.kinds import traced_kinds
 from fxfuse.passes.lengths import traced_lengths
 from fxfuse.passes.normalizing.aliases import mutated
 from fxfuse.passes.normalizing.constants import constant_value
@@ -91,7 +92,7 @@ class ValueTracer(fx.Tracer):
         return False
 
     def create_arg(self, a: Any) -> Any:
-        """Proxies are asked for first: they say that they are tensors. Numbers of numpy's are Python's."""
+        """Proxies are asked for first: here they pass for tensors. Numbers of numpy as Python's."""
         if isinstance(a, fx.Proxy):
             return a.node
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
@@ -204,7 +205,7 @@ def _returned(value: Any) -> Any:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, ValueProxy) and isinstance(value.node.meta[PROBE][0], Tensor)
+    return type(value) is ValueProxy and isinstance(value.node.meta[PROBE][0], Tensor)
 
 
 def _number(value: Any) -> Any:
@@ -216,7 +217,7 @@ _FACTORIES = words(
     "zeros ones full empty arange linspace eye rand randn tensor scalar_tensor tril_indices triu_indices as_tensor"
 )
 
-_METHODS = words("expand new_zeros new_ones new_empty")
+_METHODS = words("expand new_zeros new_ones new_empty type to")
 """Methods of tensors whose arguments torch reads before it asks whether one of them is a proxy."""
 
 
@@ -259,9 +260,14 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
         traced = isinstance(query, fx.Proxy) and not tracer.prober.busy and kwargs.get("static_k") is None
         return (functional_attention if traced else attention)(query, *args, **kwargs)
 
+    def variable(cls: type, data: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """A tensor by its name of old: a proxy is one already."""
+        return data if isinstance(data, fx.Proxy) else type.__call__(cls, data, *args, **kwargs)
+
     def limits(original: Any) -> Callable[..., Any]:
         return lambda kind=None: original(kind.concrete() if isinstance(kind, ValueProxy) else kind)
 
+    of_old: Any = type(torch.autograd.Variable)
     wrapped: dict[Any, Any] = getattr(fx_internals, "_wrapped_fns_to_patch", {})
     hidden = {key: frame for key, frame in wrapped.items() if key[1] in frame}
     types = {name: getattr(torch, name) for name in ("finfo", "iinfo")}
@@ -275,8 +281,11 @@ def recording(tracer: ValueTracer) -> Iterator[None]:
         for name, original in types.items():
             setattr(torch, name, limits(original))
         F.multi_head_attention_forward = opened
+        of_old.__call__ = variable
         yield
     finally:
+        if "__call__" in vars(of_old):
+            del of_old.__call__  # it is inherited
         F.multi_head_attention_forward = attention
         wrapped.update(hidden)
         for name in methods:
@@ -303,7 +312,7 @@ def symbolic_trace(
             if integers:
                 stack.enter_context(traced_integers(root, tracer.integer, is_user_file))
             try:
-                with torch.no_grad(), recording(tracer), traced_lengths(tracer.length):
+                with torch.no_grad(), recording(tracer), traced_lengths(tracer.length), traced_kinds(_is_tensor):
                     return tracer.trace(root), prober
             except TraceError:
                 if integers or not tracer.asked_for_batch:

@@ -5,6 +5,8 @@ import sys
 from functools import lru_cache
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +37,52 @@ def test_proxies_say_that_they_are_tensors():
     program = trace(Dispatched(), torch.randn(2, 5))
     assert program.front_end == "fx"
     assert [space.size for space in axes(program).spaces] == [2, 4]
+
+
+class OfOld(nn.Module):
+    """Numbers of numpy, names of types and variables: as it was written when they were needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = np.float32(0.5) * self.a(x) * np.float64(3)
+        side = int(np.sqrt(h.shape[1] * 2))
+        h = h.view(-1, np.prod((4, 2))).view(h.size(0), side, np.int64(2)).transpose(1, 2).reshape(h.size(0), -1)
+        zeros = torch.autograd.Variable(torch.zeros(h.size(0), 8).type(h.type()))
+        return self.b(torch.cat([zeros + torch.ones(8).to(h.dtype), h], 1)[:, 8:])
+
+
+def test_numbers_of_numpy_and_variables_are_followed():
+    torch.manual_seed(0)
+    net = OfOld()
+    program = trace(net, torch.randn(2, 5))
+    assert program.front_end == "fx"
+    assert [space.size for space in axes(program).spaces] == [4, 2]
+    x = torch.randn(7, 5)
+    assert difference(net(x), program.module(x))[0] <= 1e-6
+
+
+def gate(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+class Scripted(Dispatched):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.b(self.function(self.a(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_functions_are_followed_by_export():
+    """They read memory: a proxy that passed for a tensor in C would be the end of the process."""
+    program = trace(Scripted(torch.jit.script(gate)), torch.randn(2, 5))
+    assert program.front_end == "export"
+    assert [space.size for space in axes(program).spaces] == [8]
 
 
 class Remembering(Dispatched):
