@@ -197,12 +197,6 @@ class Editor:
         """A read of a size, in its one spelling."""
         return self.method("size", tensor, dim)
 
-    def update(self, node: fx.Node) -> int:
-        """Probe ``node`` anew, and the numbers that are counted from it; gives how many nodes these are."""
-        node.meta[PROBE] = self.prober.node(self.module, node)
-        counted = [user for user in node.users if isinstance(user.meta[PROBE][0], Tensor)]
-        return 1 + sum(self.update(user) for user in counted if user.meta[PROBE][0].dim() == 0)
-
     def _finish(self, node: fx.Node) -> fx.Node:
         if self._like is not None:
             node.meta.update({k: v for k, v in self._like.meta.items() if k != PROBE})

@@ -126,6 +126,11 @@ case(
     a=L(5, 8), b=L(8, 3),
 )  # fmt: skip
 case(
+    "windows of windows", "8", TOKENS,
+    lambda n, x: n.b(torch.as_strided(n.a(x).view(3, 3, 2, 8), (3, 5, 2, 8), (48, 8, 8, 1)).sin().mean((1, 2))),
+    a=L(5, 8), b=L(8, 3),
+)  # fmt: skip
+case(
     "windows over all that there is", "", TOKENS,
     lambda n, x: n.b(torch.as_strided(n.a(x), (3, 5, 9), (48, 8, 1))), a=L(5, 8), b=L(9, 3),
 )  # fmt: skip

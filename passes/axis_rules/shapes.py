@@ -190,16 +190,16 @@ def as_strided(call: Call) -> Dims:
         return pinned_out(call.dims(0), call)
     if x.numel() == call.result.numel() and stride == torch.empty(call.shape(), device="meta").stride():
         return reshape_dims(call.dims(0), call.shape())
-    before, after = zip(x.shape, x.stride(), strict=True), zip(call.shape(), stride, strict=True)
-    same = [a == b for a, b in zip(before, after, strict=False)]
-    lead = (*same, False).index(False)
-    before, after = (
-        zip(x.shape[::-1], x.stride()[::-1], strict=True),
-        zip(call.shape()[::-1], stride[::-1], strict=True),
-    )
-    same = [a == b for a, b in zip(before, after, strict=False)]
-    tail = min((*same, False).index(False), x.ndim - lead, len(stride) - lead)
-    return _windows_between(call, lead, tail) or pinned_out(call.dims(0), call)
+    before, after = list(zip(x.shape, x.stride(), strict=True)), list(zip(call.shape(), stride, strict=True))
+    lead = _alike(before, after)
+    tail = min(_alike(before[::-1], after[::-1]), x.ndim - lead, len(stride) - lead)
+    tries = (_windows_between(call, i, j) for i in range(lead, -1, -1) for j in range(tail, -1, -1))
+    return next((out for out in tries if out is not None), None) or pinned_out(call.dims(0), call)
+
+
+def _alike(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> int:
+    """How many first items of both are equal."""
+    return [*(a == b for a, b in zip(before, after, strict=False)), False].index(False)
 
 
 def _windows_between(call: Call, lead: int, tail: int) -> Dims | None:

@@ -141,6 +141,10 @@ def fold_constants(module: fx.GraphModule) -> int:
     for (node, reader), (version, value) in seen.items():
         if node not in free or node.op == "get_attr":
             continue
+        if _is_size(value) and _takes_sizes(reader, node):
+            _write(reader, node, int(value))
+            changes += 1
+            continue
         if (node, version) not in made:
             made[node, version] = _fresh(module)
             install(module, made[node, version], value)
@@ -151,6 +155,26 @@ def fold_constants(module: fx.GraphModule) -> int:
     if changes:
         _sweep(module.graph, free)
     return changes
+
+
+_SIZED = {torch.reshape, torch.as_strided, torch.unflatten, torch.zeros, torch.ones, torch.empty, torch.full}
+_SIZED |= {"view", "reshape", "as_strided", "unflatten", "expand", "repeat", "new_zeros", "new_ones", "new_empty"}
+
+
+def _is_size(value: Tensor) -> bool:
+    return value.dim() == 0 and value.dtype in (torch.int32, torch.int64)
+
+
+def _takes_sizes(reader: fx.Node, size: fx.Node) -> bool:
+    """Whether ``reader`` takes ``size`` for a number: a tensor of one (``torch.div(x.size(1), 4, rounding_mode=..)``)
+    will do when it runs, but tells nothing of shapes without data."""
+    return reader.target in _SIZED and reader.args[:1] != (size,)
+
+
+def _write(reader: fx.Node, node: fx.Node, number: int) -> None:
+    """``number`` in the place of ``node`` among what ``reader`` takes."""
+    reader.args = fx.map_arg(reader.args, lambda n: number if n is node else n)
+    reader.kwargs = fx.map_arg(reader.kwargs, lambda n: number if n is node else n)
 
 
 def _snapshots(module: fx.GraphModule, free: set[fx.Node]) -> dict[tuple[fx.Node, fx.Node], tuple[int, Tensor]]:

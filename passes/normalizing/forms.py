@@ -155,34 +155,11 @@ def _function(edit: Editor, node: fx.Node) -> int:
         return 1
     if target is operator.getitem and _is_tensor(node.args[0]):
         return _index(node)
-    if target is torch.div and _is_quotient_of_sizes(node) and _is_size(node):
-        _set(node, operator.floordiv, node.args)
-        return edit.update(node)
     if owned and name in {"concat", "concatenate"}:
         return _set(node, torch.cat, node.args, dict(node.kwargs))
     if target is operator.add and any(isinstance(a, tuple | list) for a in node.args):
         return 0
     return 0
-
-
-_SIZED = {torch.reshape, torch.as_strided, torch.unflatten, "view", "reshape", "as_strided", "expand", "repeat"}
-_SIZED |= {"new_zeros", "new_ones", "new_empty", "new_full", torch.zeros, torch.ones, torch.empty, torch.full}
-_COUNTING = {operator.add, operator.sub, operator.mul, operator.floordiv}
-
-
-def _is_quotient_of_sizes(node: fx.Node) -> bool:
-    """``torch.div(x.size(1), 4, rounding_mode="trunc")``: a tensor that holds what ``x.size(1) // 4`` is."""
-    sizes = [a.meta[PROBE][0] if isinstance(a, fx.Node) else a for a in node.args]
-    whole = node.kwargs.get("rounding_mode") in {"trunc", "floor"}
-    return whole and len(sizes) == 2 and all(isinstance(n, int) and n > 0 for n in sizes)
-
-
-def _is_size(node: fx.Node) -> bool:
-    """Whether a number is read as a size alone, or counted with."""
-    return all(
-        (user.target in _SIZED and user.args[:1] != (node,)) or (user.target in _COUNTING and _is_size(user))
-        for user in node.users
-    )
 
 
 def _attribute(edit: Editor, node: fx.Node) -> int:
