@@ -130,6 +130,16 @@ case(
     lambda n, x: n.b(torch.as_strided(n.a(x).view(3, 3, 2, 8), (3, 5, 2, 8), (48, 8, 8, 1)).sin().mean((1, 2))),
     a=L(5, 8), b=L(8, 3),
 )  # fmt: skip
+
+
+def windows_apart(n: Net, x: Tensor) -> Tensor:
+    """Of tokens that lie before the samples in memory."""
+    h = n.a(x).transpose(0, 1).contiguous().transpose(0, 1)
+    windows = torch.as_strided(h, (h.size(0), 5, 2, 8), (8, h.stride(1), h.stride(1), 1))
+    return n.b(windows.sin().mean((1, 2)))
+
+
+case("windows of what lies apart", "8", TOKENS, windows_apart, a=L(5, 8), b=L(8, 3))
 case(
     "windows over all that there is", "", TOKENS,
     lambda n, x: n.b(torch.as_strided(n.a(x), (3, 5, 9), (48, 8, 1))), a=L(5, 8), b=L(9, 3),

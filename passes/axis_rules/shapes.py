@@ -186,9 +186,10 @@ def as_strided(call: Call) -> Dims:
     in the steps that they have go along; what is between (windows that overlap) are positions. Else nothing is known.
     """
     x, stride = call.args[0], tuple(call.named("stride"))
-    if not x.is_contiguous() or x.storage_offset() != call.result.storage_offset():
+    if x.storage_offset() != call.result.storage_offset():
         return pinned_out(call.dims(0), call)
-    if x.numel() == call.result.numel() and stride == torch.empty(call.shape(), device="meta").stride():
+    whole = x.is_contiguous() and x.numel() == call.result.numel()
+    if whole and stride == torch.empty(call.shape(), device="meta").stride():
         return reshape_dims(call.dims(0), call.shape())
     before, after = list(zip(x.shape, x.stride(), strict=True)), list(zip(call.shape(), stride, strict=True))
     lead = _alike(before, after)
@@ -203,13 +204,16 @@ def _alike(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) 
 
 
 def _windows_between(call: Call, lead: int, tail: int) -> Dims | None:
-    """The dimensions that ``as_strided`` makes of a contiguous tensor where ``lead`` and ``tail`` dimensions are as
-    they were: if the steps between are whole blocks of the last ones, and stay within one index of the first."""
+    """The dimensions that ``as_strided`` makes of a tensor where ``lead`` and ``tail`` dimensions are as they were: if
+    the others lie one behind the other, and the new steps go from one of their elements to another."""
     x, shape, stride = call.args[0], call.shape(), call.named("stride")
+    sizes, steps = x.shape[lead : x.ndim - tail], x.stride()[lead : x.ndim - tail]
     between = range(lead, len(shape) - tail)
-    block = x.shape[x.ndim - tail :].numel()
-    reach = sum((shape[d] - 1) * stride[d] for d in between) + block
-    if any(stride[d] % block for d in between) or reach > x.shape[lead:].numel():
+    dense = all(a == b * n for a, b, n in zip(steps, steps[1:], sizes[1:], strict=False))
+    step = steps[-1] if steps else 1
+    if not dense or step < 1 or any(stride[d] % step for d in between):
+        return None
+    if sum((shape[d] - 1) * stride[d] for d in between) >= step * sizes.numel():
         return None
     dims = call.dims(0)
     first, middle, last = dims[:lead], dims[lead : x.ndim - tail], dims[x.ndim - tail :]
