@@ -54,3 +54,31 @@ def fused_state(
             merged = merge_tensors(tensors, axes, target.axes.spaces, groupings, weights)
             out[name] = merged.to(own.dtype).contiguous()
     return out
+
+
+def mask_note(pairs: Correspondence, module: nn.Module) -> str | None:
+    """What there is to say of saved masks that ``module``, made of the parents, holds: buffers of zeros and ones in
+    every parent that came out with numbers between, because the parents' masks differ where neurons were joined."""
+    own = pairs.reference.program.module
+    trained = dict(own.named_parameters(remove_duplicate=False))
+    states = [parent.program.module.state_dict() for parent in pairs.parents]
+    mixed = [
+        name
+        for name, value in module.state_dict().items()
+        if name not in trained
+        and all(
+            name in names and _is_mask(state[names[name]]) for state, names in zip(states, pairs.names, strict=True)
+        )
+        and not _is_mask(value)
+    ]
+    if not mixed:
+        return None
+    more = f" and {len(mixed) - 1} more" if len(mixed) > 1 else ""
+    return (
+        f"{mixed[0]}{more} holds zeros and ones in every parent, but not the same ones for neurons that were joined: "
+        "the fused network has their mean; where only zeros and ones make sense, write them into it afterwards"
+    )
+
+
+def _is_mask(value: Tensor) -> bool:
+    return value.is_floating_point() and bool(((value == 0) | (value == 1)).all())

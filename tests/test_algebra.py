@@ -21,7 +21,22 @@ from fxfuse.passes.algebra import (
     union,
 )
 from fxfuse.passes.resolution import leaves
-from fxfuse.passes.variables import Dim, Factor, Var, expand, find, fresh, inside, join_product, owner, pin, size_of
+from fxfuse.passes.variables import (
+    Dim,
+    Factor,
+    Orders,
+    Var,
+    alike,
+    expand,
+    find,
+    fresh,
+    inside,
+    join_product,
+    owner,
+    pin,
+    size_of,
+    unordered,
+)
 
 
 def dim(*sizes: int) -> Dim:
@@ -259,3 +274,32 @@ def test_a_run_inside_a_product_is_exact_only_at_its_borders(start: int, stop: i
     piece, _ = narrow(x, start, stop)
     assert piece.size == stop - start
     assert find(piece).pinned == bool(start % 4 or stop % 4)
+
+
+def test_dimensions_of_unequal_sizes_keep_their_order() -> None:
+    for a, b in ((dim(8), dim(4)), (dim(4), dim(2, 4)), (dim(6), dim(4))):
+        unify(a, b)
+        assert all(var.pinned for var in roots(a) + roots(b))
+
+
+def test_copies_stay_copies_in_their_pieces_until_they_are_unified() -> None:
+    copies, numbers = fresh(8), dim(4)
+    first, second = cut(copies[0].var, [4])
+    assert alike([Factor(first)])
+    assert not alike(copies)
+    unify([Factor(second)], numbers)
+    assert alike([Factor(first)])
+    assert not alike([Factor(second)])
+
+
+def test_who_tells_apart_what_has_no_order_pins_what_it_comes_from() -> None:
+    for told in (pin, lambda d: unify(d, dim(4)), lambda d: cut(d[0].var, [2]), lambda d: regroup(d, [2, 2])):
+        row, column = dim(3), dim(6)
+        ranks = unordered(4, Orders(column, row))
+        free_of([ranks], [column])
+        assert not column[0].var.pinned
+        told(ranks)
+        assert column[0].var.pinned
+    row, column = dim(3), dim(6)
+    free_of([unordered(4, Orders(column, row))], [row])
+    assert column[0].var.pinned

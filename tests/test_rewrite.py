@@ -7,7 +7,7 @@ from torch import nn
 
 from fxfuse.models_zoo.randomise import randomise
 from fxfuse.passes.correspond import correspond
-from fxfuse.passes.rewrite import fused_state
+from fxfuse.passes.rewrite import fused_state, mask_note, rewrite
 from fxfuse.pipeline import analyse
 from fxfuse.types import Grouping
 
@@ -92,3 +92,29 @@ def test_the_result_is_a_copy_in_evaluation_mode():
         for parameter in fused.parameters():
             parameter.zero_()
     assert all(torch.equal(v, before[k]) for k, v in parents[0].program.module.state_dict().items())
+
+
+class Masked(nn.Module):
+    """A layer whose weights a saved mask lets through."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(nn.functional.linear(x, self.first.weight * self.mask)))
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_masks_that_differ_between_the_parents_are_said(other):
+    mask = torch.eye(6, 4)
+    parents = []
+    for seed, value in enumerate((mask, mask.flip(0) if other else mask)):
+        parents.append(analyse(randomise(Masked(value), seed), torch.randn(2, 4)))
+        parents[-1].program.module.mask.copy_(value)
+    pairs = correspond(parents[0], parents)
+    same = {s.id: Grouping(s.id, (torch.eye(s.size),) * 2, (torch.eye(s.size),) * 2) for s in parents[0].axes.spaces}
+    halves = {i: Grouping(i, tuple(m / 2 for m in g.merge), g.unmerge) for i, g in same.items()}
+    note = mask_note(pairs, rewrite(pairs, halves, (0.5, 0.5)))
+    assert (note is not None and note.startswith("mask holds zeros and ones in every parent")) == bool(other)

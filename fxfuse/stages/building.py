@@ -10,6 +10,7 @@ from fxfuse.passes.calibrate import AT_ONCE, Round, calibrate_in_rounds
 from fxfuse.passes.correspond import Correspondence
 from fxfuse.passes.label_ensemble import LabelEnsemble, label_ensemble
 from fxfuse.passes.merges import Merge
+from fxfuse.passes.rewrite import mask_note
 from fxfuse.stages.analysis import Matched
 from fxfuse.stages.arguments import Data, Job
 from fxfuse.types import Grouping, SpaceStatistics
@@ -99,6 +100,7 @@ def build(job: Job, matched: Matched, data: Data, observed: Observed) -> Built:
     made = method.form.build(
         pairs, grouped.groupings, shares, job.training.head, answer, data.calibration, device, observed.merge
     )
+    masks = mask_note(pairs, made.module)
     made.module.to(device)
-    notes = (*widened, *method_notes(pairs, method.preset), *made.notes)
+    notes = (*widened, *method_notes(pairs, method.preset), *made.notes, *([] if masks is None else [masks]))
     return Built(made, pairs, grouped.groupings, grouped.statistics, answer, notes)
