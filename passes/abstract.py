@@ -281,7 +281,7 @@ class Interpreter(fx.Interpreter):
         else:  # the same tensor under two names (an identity): each node owns a record of its own
             dims = meaning.dims
             result = result.view(result.shape)
-            self.mode.attach(result, Meaning(dims, False, name, points=meaning.points))
+            self.mode.attach(result, Meaning(dims, False, name, points=meaning.points, ties=meaning.ties))
         if result.is_floating_point():  # others cannot be compared
             self.values[name] = meaning.dims
         return result

@@ -40,6 +40,7 @@ picked("the largest of the negative", "6", lambda n, h: -h.relu())
 picked("the largest below a bound", "6", lambda n, h: h.clamp(max=0.1))
 for name in ("round", "sign", "floor", "trunc"):
     picked(f"the largest by {name}", "6", lambda n, h, name=name: getattr(2 * h, name)())
+picked("the largest under another name", "6", lambda n, h: h.round().contiguous().float())
 picked("the largest step", "6", lambda n, h: torch.heaviside(h, n.s))
 picked("the largest truth times a number", "6", lambda n, h: (h > 0) * n.s)
 picked("the largest of two numbers", "6", lambda n, h: torch.where(h > 0, n.s, 2.0))
