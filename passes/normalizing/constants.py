@@ -157,7 +157,7 @@ def fold_constants(module: fx.GraphModule) -> int:
     return changes
 
 
-_SIZED = {torch.reshape, torch.as_strided, torch.unflatten, torch.zeros, torch.ones, torch.empty, torch.full}
+_SIZED: set[Any] = {torch.reshape, torch.as_strided, torch.unflatten, torch.zeros, torch.ones, torch.empty, torch.full}
 _SIZED |= {"view", "reshape", "as_strided", "unflatten", "expand", "repeat", "new_zeros", "new_ones", "new_empty"}
 
 
