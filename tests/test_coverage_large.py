@@ -1,6 +1,8 @@
 """A network whose weights were put into a file is the same network, ties and all; the file's name is gone."""
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 from fxfuse.coverage import large
-from fxfuse.coverage.large import left_in_file
+from fxfuse.coverage.large import collect, left_in_file
 
 
 def tied() -> nn.Module:
@@ -39,3 +41,19 @@ def test_a_small_one_is_left_alone(tmp_path: Path) -> None:
     place = network[1].weight.data_ptr()
     left_in_file(network, tmp_path)
     assert network[1].weight.data_ptr() == place
+
+
+class Cyclic:
+    """Something that only a search for cycles frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_cycles_are_looked_for_where_networks_are_large() -> None:
+    gc.collect()
+    kept = weakref.ref(Cyclic())
+    collect(1000)
+    assert kept() is not None
+    collect(1 << 30)
+    assert kept() is None

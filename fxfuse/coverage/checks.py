@@ -32,7 +32,7 @@ from fxfuse.pipeline import analyse, fuse
 from fxfuse.presets import METHODS
 from fxfuse.recipe import FitSettings
 from fxfuse.samples import TensorSamples
-from fxfuse.types import Analysis, Axes, FuseResult, Program
+from fxfuse.types import Analysis, Axes, FuseResult, Program, parameter_count
 
 LAW = 1e-9
 """Largest change by a permutation, relative to the output, in double precision: rounding is about 1e-15."""
@@ -154,7 +154,7 @@ def permutation(row: Subject) -> str:
     """A random permutation of every space leaves the outputs; permuting every other tensor alone does not."""
     found = row.analysed()
     worst = permutation_error(found.program, found.axes, seed=4)
-    collect()
+    collect(parameter_count(found.program.module))
     while not worst <= LAW and row.gain > CALMEST and not _amplified(found.program) <= LAW:
         row.gain *= CALMER
         found = row.analyse()
@@ -291,7 +291,7 @@ def _control(found: Analysis) -> float:
     worst = 0.0
     for kept in (names[::2], names[:half], names[half:], names[:1]):
         worst = max(worst, permutation_error(found.program, found.axes, seed=4, keep=frozenset(kept)))
-        collect()
+        collect(parameter_count(found.program.module))
         if worst >= CONTROL:
             break
     return worst

@@ -10,8 +10,8 @@ from torch import nn
 
 from fxfuse.memory import give_back
 
-LARGE = 100_000_000
-"""Parameters of a network that is large."""
+MEDIUM, LARGE = 10_000_000, 100_000_000
+"""Parameters of networks of which a few, or one, are a matter of memory."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,7 +30,9 @@ def left_in_file(module: M, folder: Path) -> M:
     return module
 
 
-def collect() -> None:
-    """Free what nothing uses: graphs and their modules point at one another, and some hold gigabytes."""
-    gc.collect()
-    give_back()
+def collect(parameters: int) -> None:
+    """Free what nothing uses, if graphs of a network with so many parameters may be among it: they and their modules
+    point at one another. To look for that takes a second where many libraries are loaded."""
+    if parameters >= MEDIUM:
+        gc.collect()
+        give_back()

@@ -25,6 +25,7 @@ from fxfuse.coverage.record import LEFT, Outcome, Record, place
 from fxfuse.errors import FuseError
 from fxfuse.export.tools import first_line
 from fxfuse.lifeline import end_with_driver
+from fxfuse.types import parameter_count
 
 GIB = 2**30
 UNDER_WAY = Outcome("failed", reason="did not come to its end")
@@ -64,7 +65,7 @@ def run_row(
         warnings.simplefilter("ignore")
         try:
             row = Subject(entry, Path(scratch))
-            record.parameters = sum(p.numel() for p in row.network().parameters())
+            record.parameters = parameter_count(row.network())
         except Exception as error:  # whatever a constructor raises
             traceback.print_exc()
             row = None
@@ -79,7 +80,7 @@ def run_row(
             record.cells[title] = UNDER_WAY
             record.write(folder)
             record.cells[title] = _cell(column, row)
-            collect()
+            collect(record.parameters)
             record.seconds = round(time.monotonic() - start, 1)
     record.done = True
     record.write(folder)
