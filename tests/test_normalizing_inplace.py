@@ -152,15 +152,24 @@ def write_what_is_marked(self, x):
     return y * 2 + z[:, :1].requires_grad_(False)
 
 
+def write_what_dropout_gives(self, x):
+    y = self.layer(x)
+    z = F.relu(self.dropout(y), inplace=True)
+    z[:] += 1
+    F.leaky_relu(self.nothing(F.dropout(y, 0.1, training=False)), 0.1, inplace=True)
+    return y * 2 + z
+
+
 IN_PLACE = [
-    write_diagonal, write_out, write_what_is_marked,
+    write_what_dropout_gives, write_diagonal, write_out, write_what_is_marked,
     relu_on_shared, add_to_alias, write_slice, write_through_view, read_old_view_after, write_mask, write_nested,
     fill_and_copy, chain, write_owned_pieces, write_split_pieces, write_tuple_as_a_whole, write_unbound, write_states,
 ]  # fmt: skip
 
 
 def layers():
-    return {"layer": nn.Linear(4, 6), "recurrent": nn.LSTM(4, 6, batch_first=True)}
+    rest = {"dropout": nn.Dropout(0.5), "nothing": nn.Identity()}
+    return {"layer": nn.Linear(4, 6), "recurrent": nn.LSTM(4, 6, batch_first=True), **rest}
 
 
 @BOTH

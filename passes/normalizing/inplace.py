@@ -213,7 +213,7 @@ def _as_written(edit: Editor, value: fx.Node, target: fx.Node) -> fx.Node:
 def _put_back(edit: Editor, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.Node:
     """``base`` with ``value`` where ``view`` looks at it."""
     name = target_name(view).split(".")[0]
-    if name in {"contiguous", "to", "detach", "alias", "float", "type_as", "clone", "requires_grad_"}:
+    if _is_whole(view, base) or name in {"contiguous", "to", "detach", "alias", "float", "type_as", "clone"}:
         return value
     if view.target is operator.getitem:
         return scatter(edit, base, view.args[1], value)
@@ -243,6 +243,16 @@ def _put_back(edit: Editor, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.
         f"a view made by {name} at {view.meta.get(WHERE, '?')} is written in place, and {name} cannot be inverted; "
         "rewrite the line without writing in place"
     )
+
+
+def _is_whole(view: fx.Node, base: fx.Node) -> bool:
+    """Whether a view shows its base as it lies in memory: dropout in evaluation, ``Identity``, ``x[:]``."""
+    pairs = zip(view.meta[PROBE], base.meta[PROBE], strict=True)
+    return all(isinstance(v, Tensor) and isinstance(b, Tensor) and _place(v) == _place(b) for v, b in pairs)
+
+
+def _place(x: Tensor) -> tuple[object, ...]:
+    return x.dtype, x.shape, x.stride(), x.storage_offset()
 
 
 def scatter(edit: Editor, base: fx.Node, index: Any, value: Any) -> fx.Node:
