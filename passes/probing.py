@@ -47,6 +47,8 @@ class Prober:
     def __init__(self, example: tuple[Tensor, ...]) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.busy = False
+        self.assumed: dict[str, None] = {}
+        """The places of checks that depend on the data and were taken to hold."""
         self.inputs = [tuple(self.mode.from_tensor(x) for x in at_batch(example, size)) for size in LANES]
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -14,6 +14,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from fxfuse.errors import TraceError
 from fxfuse.passes.attributes import attributes_restored
+from fxfuse.passes.demands import Unknown, demanded
 from fxfuse.passes.graphs import SCOPE, WHERE, is_torch_leaf, words
 from fxfuse.passes.integers import traced_integers, whole_quotient
 from fxfuse.passes.kinds import traced_kinds
@@ -45,17 +47,20 @@ def is_user_file(name: str) -> bool:
     return not name.startswith(_NOT_USER)
 
 
-def user_frame() -> str:
-    """``file.py:line`` of the innermost frame that is neither torch's nor ours."""
-    frame = sys._getframe(1)
+def user_place() -> tuple[str, int]:
+    """File and line of the innermost frame that is neither torch's nor ours; no file if there is none."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if is_user_file(name):
-            return f"{Path(name).name}:{frame.f_lineno}"
-        if frame.f_back is None:
-            break
+        if is_user_file(frame.f_code.co_filename):
+            return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
-    return ""
+    return "", 0
+
+
+def user_frame() -> str:
+    """The same as ``file.py:line``."""
+    file, line = user_place()
+    return f"{Path(file).name}:{line}" if file else ""
 
 
 class ValueTracer(fx.Tracer):
@@ -185,7 +190,11 @@ class ValueTracer(fx.Tracer):
         if isinstance(first, Tensor):
             first, second = self.constants(proxy.node)
             if first is None or second is None:
-                raise TraceError("the code branches on the values of a tensor that depends on the input")
+                truth = demanded(*user_place())
+                if truth is None:
+                    raise TraceError("the code branches on the values of a tensor that depends on the input")
+                self.prober.assumed[user_frame()] = None
+                return Unknown(truth)
         same = torch.equal(first, second) if isinstance(first, Tensor) else first == second
         if not same:
             self.asked_for_batch = True

@@ -219,7 +219,8 @@ def torch_fx(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Trace
         graph, prober = symbolic_trace(module, bound.tensors, (bound.positional, bound.named), leaves)
     result = assemble(module, graph)
     result.meta[PROBE] = prober
-    return _finish(result, bound, "fx", tuple(notes))
+    checks = [f"the check at {place} depends on the data and is taken to hold" for place in prober.assumed]
+    return _finish(result, bound, "fx", (*notes, *checks))
 
 
 def torch_export(module: nn.Module, bound: Bound, leaves: tuple[str, ...]) -> _Traced:
