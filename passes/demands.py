@@ -11,6 +11,8 @@ import functools
 import linecache
 from typing import Any
 
+from fxfuse.errors import TraceError
+
 
 def demanded(file: str, line: int) -> bool | None:
     """The truth that a test at a line of a source file must have for the code to go on; ``None`` if it is no check."""
@@ -63,6 +65,11 @@ class Unknown:
 
     def __hash__(self) -> int:
         return id(self)
+
+    def _none(self) -> Any:
+        raise TraceError("the code asks for a number that depends on the values of the input")
+
+    __int__ = __float__ = __index__ = _none
 
     def _same(self, *_: Any, **__: Any) -> "Unknown":
         return self

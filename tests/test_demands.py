@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fxfuse.errors import TraceError
-from fxfuse.passes.demands import demanded
+from fxfuse.passes.demands import Unknown, demanded
 from fxfuse.pipeline import analyse
 
 SOURCE = """
@@ -61,6 +61,11 @@ class Branching(Careful):
         if x.sum() > 0:
             x = -x
         return self.b(torch.relu(self.a(x))) + lengths.sum()
+
+
+def test_a_number_is_not_made_up() -> None:
+    with pytest.raises(TraceError, match="a number that depends on the values of the input"):
+        int(Unknown(True))
 
 
 def test_checks_are_taken_to_hold_and_said() -> None:
